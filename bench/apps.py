@@ -1,0 +1,72 @@
+"""The handlers that the cases load, and a program that serves one of them: apps.py HANDLER OPTIONS PORT.
+
+Knows fastserve's public names only. For every line on its standard input it prints the number of
+allocations of fastserve's C code so far (null, if the build does not count them).
+"""
+
+import ctypes
+import itertools
+import json
+import sys
+import time
+
+from fastserve import Server
+
+
+def hello(ctx):
+    if ctx.path == "/":
+        ctx.content_type = "text/plain; charset=utf-8"
+        ctx.write("Hello, World!\n")
+    else:
+        ctx.not_found()
+
+
+_calls = itertools.count()
+
+
+def one_percent_sleeps(ctx):
+    if next(_calls) % 100 == 0:
+        time.sleep(0.020)
+    hello(ctx)
+
+
+def all_sleep(ctx):
+    time.sleep(0.010)
+    hello(ctx)
+
+
+def hog(ctx):
+    """/hog computes for 50 ms of its thread's CPU time, in Python, ready to give the GIL away."""
+    if ctx.path != "/hog":
+        return hello(ctx)
+    end = time.thread_time() + 0.050
+    total = 0
+    while time.thread_time() < end:
+        for number in range(100):
+            total += number
+    ctx.write(str(total))
+
+
+_sleep_with_the_gil = ctypes.PyDLL(None).usleep
+
+
+def gil(ctx):
+    """/gil keeps the GIL for 3 s in one C call."""
+    if ctx.path != "/gil":
+        return hello(ctx)
+    _sleep_with_the_gil(3_000_000)
+    ctx.write("done")
+
+
+HANDLERS = {handler.__name__: handler for handler in (hello, one_percent_sleeps, all_sleep, hog, gil)}
+
+
+def main():
+    handler, options, port = sys.argv[1:]
+    with Server(HANDLERS[handler], **json.loads(options)).start(f"127.0.0.1:{port}") as server:
+        for _ in sys.stdin:
+            print(json.dumps(server.stats().get("allocations")), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,951 @@
+# cython: language_level=3
+"""The story of a request: turn > admit > serve > call handlers > flush > drop.
+
+Knows: policy. In which order things happen, how much of each at a time, when a connection is closed.
+Never sees: a byte class, an epoll call, a futex: those are words of `engine/`.
+Invariant: below `work` nothing needs Python; Python runs only in `Worker`, between publishing a word
+of the lease and taking it back. The page that follows is run by whoever holds the lease of its
+reactor: a worker, or the reactor's watcher while Python is stuck.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+from fastserve.engine.atomics cimport (
+    add_u32, add_u64, cas_ptr_release, count_u64, futex_wait, futex_wake, load_i64, load_ptr, load_u32,
+    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq, store_u64_release, sub_u32,
+    swap_ptr, unlock_word, wall_seconds,
+)
+from fastserve.engine.body cimport chunked_begin, chunked_feed
+from fastserve.engine.conn cimport (
+    AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM, READY,
+    Conn, Input, Output, input_compact, input_size, queue_pop, queue_push, slot_give, slot_of, slot_tag, slot_take,
+    slots_make, slots_unmake,
+)
+from fastserve.engine.deadline cimport (
+    NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_start, timer_stop,
+)
+from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
+from fastserve.engine.lease cimport (
+    BLOCKED, BRISK, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER, Crew,
+    Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_make, lease_pass, lease_publish, lease_seize,
+    lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
+    watcher_gives, watcher_looks, watcher_rests,
+)
+from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
+from fastserve.engine.net cimport (
+    AGAIN, GONE, SHORT, c_close, net_accept, net_close, net_cut, net_end, net_no_delay, net_recv, net_send_two,
+    sockaddr_in6,
+)
+from fastserve.engine.poll cimport (
+    EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT, EPOLLOUT, epoll_event, event_make, event_poke, poll_add,
+    poll_make, poll_remove, poll_wait,
+)
+from fastserve.engine.pool cimport (
+    bodies_make, bodies_unmake, body_drop, body_grow, mem_allocations, mem_give, mem_grow, mem_take,
+    mem_take_zeroed, pool_lent, pool_make, pool_unmake,
+)
+from fastserve.engine.reactor cimport (
+    BY_BODY, BY_HEAD, BY_LINGER, BY_NOTHING, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
+    NOTE_CONCURRENCY, NOTE_GROW, NOTE_QUEUE, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
+    give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty, note, pthread_t,
+    time_by, time_idle, undirty, wake_keeper,
+)
+from fastserve.engine.reply cimport (
+    NAME_MAX, OWN_DATE, OWN_SERVER, REPLY_HEAD_ROOM, Reply, Scribe, put, reply_error, reply_head, scribe_date,
+    scribe_make, status_has_body,
+)
+
+cdef extern from "<unistd.h>" nogil:
+    void _exit(int status) noexcept
+cdef extern from "<sched.h>" nogil:
+    int sched_yield() noexcept
+cdef extern from "<signal.h>" nogil:
+    int SIGINT, SIGTERM
+
+cdef enum:                          # how much at a time
+    EVENTS = 256                    # connections of one turn
+    ACCEPTS = 64                    # connections of one listener in one turn
+    BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
+    BLOCKS_KEPT = 1024              # and kept after a burst
+    CALLS = 256                     # handlers under one acquisition of the GIL ...
+    FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
+    LINGER_BYTES = 262144           # read and thrown away before a connection is closed all the same
+    REJECTS = 1024                  # slots beyond `concurrency`, for those who are told so
+    RETRY_AFTER = 1                 # seconds
+    PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
+
+cdef enum:                          # what a handler was: Conn.slow
+    FAST = 0
+    SLOW = 1
+    NOT_JUDGED = 2                  # the watcher has judged it when it seized the call
+
+cdef enum:                          # nanoseconds
+    BATCH_TIME = 500_000            # ... and the time after which no further one is begun
+    BLOCKS = 500_000                # a handler that ran alone for longer counts as one that blocks
+    RATE_LOOK = 5_000_000_000       # a rate is measured over this long
+    LINGER_TIME = 2_000_000_000
+    ACCEPT_PAUSE_MIN = 5_000_000    # the essay's back-off: 5 ms, doubled up to 1 s
+    ACCEPT_PAUSE_MAX = 1_000_000_000
+    EXIT_PATIENCE = 5_000_000_000   # after a drain begun by a signal the main thread has this long to come back
+    DROP_PATIENCE = 10_000_000
+    TIMER_SLACK = 1_000
+
+
+cdef struct Handed:
+    # Who owns the body of a reply, should the connection have to keep it.
+    void* owner
+    uint8_t kind
+
+cdef struct Desk:
+    # What one worker holds.
+    House* house
+    Mate* mate
+    Reactor* reactor            # whose lease it holds; NULL: none
+    uint64_t word               # what it published last
+    Conn* home                  # off lease: the connection whose handler it ran
+    Reactor* home_reactor
+    Reply* reply                # what that handler said
+    Handed handed
+    Scribe scribe
+
+
+# ---------------------------------------------------------------------------------------------
+# turn: one round of a reactor. What was committed goes out, what has come is read and parsed, and
+# every whole request ends in `ready`.
+
+cdef void turn(Reactor* r, bint may_call) noexcept nogil:
+    cdef epoll_event events[EVENTS]
+    cdef House* h = r.house
+    cdef Conn* c
+    cdef uint64_t tag
+    cdef int i, n
+
+    flush(r)
+    if load_u32(&h.draining) and not r.draining:
+        drain(r)
+    n = poll_wait(r.epoll, events, EVENTS, 0 if may_call and r.ready.size else patience(r))
+    if n == 0 and load_u32(&h.n_dropped):
+        wake_keeper(h)
+    r.now = now_ns()
+    scribe_date(&r.scribe, wall_seconds())
+
+    for i in range(n):
+        tag = events[i].data.u64
+        if tag >= FIRST_TAG:
+            c = slot_of(&r.slots, tag)
+            if c is not NULL:
+                serve(r, c)
+        elif tag >= LISTENER_TAG:
+            admit(r, <uint32_t>(tag - LISTENER_TAG))
+        elif tag == SIGNAL_TAG:
+            hear_signals(h)
+
+    take_home(r)
+    expire(r)
+    flush(r)
+
+
+cdef int64_t patience(Reactor* r) noexcept nogil:
+    """How long the reactor may sleep: until the first of its deadlines; negative: for ever."""
+    cdef int64_t at = deadlines_next(&r.idle)
+    at = earlier(at, deadlines_next(&r.heads))
+    at = earlier(at, deadlines_next(&r.bodies_due))
+    at = earlier(at, deadlines_next(&r.writes))
+    at = earlier(at, deadlines_next(&r.lingers))
+    at = earlier(at, r.accept_again)
+    if r.ready.size:
+        at = earlier(at, r.ready.first.began + r.house.limits.queue_timeout)
+    if r.draining:
+        if r.slots.used == 0 and not r.drained:
+            return 0
+        at = earlier(at, load_i64(&r.house.exit_at) if r.drained else load_i64(&r.house.cut_at))
+    if load_u32(&r.house.n_dropped):
+        # If nobody comes by with the GIL until then, the keeper drops what was sent.
+        at = earlier(at, r.now + DROP_PATIENCE)
+    if at == NEVER:
+        return -1
+    at -= now_ns()
+    return at if at > 0 else 0
+
+
+# ---------------------------------------------------------------------------------------------
+# admit: new connections.
+
+cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
+    cdef House* h = r.house
+    cdef sockaddr_in6 peer
+    cdef Conn* c
+    cdef int n, fd
+    for n in range(ACCEPTS):
+        fd = net_accept(r.listeners[i].fd, &peer)
+        if fd == AGAIN:
+            return
+        if fd == GONE:
+            continue
+        if fd == SHORT:
+            accept_backs_off(r)
+            return
+        r.accept_pause = 0
+        count_u64(&r.stats.accepted, 1)
+        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
+        if c is NULL:
+            count_u64(&r.stats.refused, 1)
+            c_close(fd)
+            continue
+        if not r.listeners[i].local:
+            net_no_delay(fd)
+        memcpy(&c.peer, &peer, sizeof(peer))
+        poll_add(r.epoll, fd, EPOLLIN, slot_tag(c))
+        c.armed = EPOLLIN
+        time_idle(r, c)
+        if add_u32(&h.connections, 1) > h.limits.concurrency:
+            count_u64(&r.stats.refused, 1)
+            note(h, NOTE_CONCURRENCY, h.limits.concurrency)
+            refuse(r, c, 503)
+
+
+cdef void accept_backs_off(Reactor* r) noexcept nogil:
+    """Descriptors or kernel memory ran out: the listeners leave the set for 5 ms, doubling to 1 s,
+    because a level-triggered listener that cannot be served would spin."""
+    cdef uint32_t i
+    r.accept_pause = ACCEPT_PAUSE_MIN if r.accept_pause == 0 else 2 * r.accept_pause
+    if r.accept_pause > ACCEPT_PAUSE_MAX:
+        r.accept_pause = ACCEPT_PAUSE_MAX
+    r.accept_again = r.now + r.accept_pause
+    for i in range(r.n_listeners):
+        poll_remove(r.epoll, r.listeners[i].fd)
+    note(r.house, NOTE_ACCEPT, r.accept_pause // 1_000_000)
+
+
+# ---------------------------------------------------------------------------------------------
+# serve: bytes of one connection become a request.
+
+cdef void serve(Reactor* r, Conn* c) noexcept nogil:
+    if c.stalled and c.state != AWAY:
+        send_output(r, c)
+    elif c.state == AWAY or c.state == READY:
+        # Its handler's, or next in line for one: nothing is read until it is home. One shot with no
+        # other bit: an empty mask would report a hang-up at every turn.
+        arm(r, c, EPOLLONESHOT)
+    elif c.state == LINGER:
+        discard(r, c)
+    else:
+        receive(r, c)
+
+
+cdef void receive(Reactor* r, Conn* c) noexcept nogil:
+    cdef Input* i
+    cdef ssize_t n
+    if c.state == BODY and not c.in_place and not c.input.head.chunked:
+        n = net_recv(c.fd, c.body.data + c.body.used, body_room(c))
+        if n > 0:
+            c.body.used += <size_t>n
+    else:
+        i = c.input
+        if i is NULL:
+            i = c.input = lend_input(r)
+            if i is NULL:
+                drop(r, c)
+                return
+        n = net_recv(c.fd, i.data + i.end, i.room - i.end)
+        if n > 0:
+            i.end += <uint32_t>n
+    if n > 0:
+        advance(r, c)
+    elif n == GONE:
+        drop(r, c)
+    elif c.state == IDLE:
+        give_input(r, c)
+
+
+cdef void advance(Reactor* r, Conn* c) noexcept nogil:
+    """Parses what is there: to a whole request, to a refusal, or to the wish for more."""
+    cdef Limits* lim = &r.house.limits
+    cdef Input* i = c.input
+    cdef int verdict
+    if c.state != BODY:
+        verdict = http1_parse(&i.head, i.data + i.start, i.end - i.start, lim)
+        if verdict == MORE:
+            input_compact(i)
+            if c.state == IDLE:
+                c.state = HEAD
+                c.began = r.now
+                time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
+            return
+        if verdict == DONE:
+            verdict = open_body(r, c)
+        if verdict > DONE:
+            refuse(r, c, verdict)
+            return
+    verdict = take_body(r, c)
+    if verdict == DONE:
+        line_up(r, c)
+    elif verdict > DONE:
+        refuse(r, c, verdict)
+
+
+cdef int open_body(Reactor* r, Conn* c) noexcept nogil:
+    """The head is whole: where will the body lie, and is it allowed? DONE, or the status to answer."""
+    cdef Limits* lim = &r.house.limits
+    cdef Input* i = c.input
+    cdef Head* head = &i.head
+    cdef uint32_t rest = i.end - i.start - head.size
+    c.consumed = head.size
+    c.in_place = False
+    if head.content_length > lim.body_size:
+        return 413
+    if head.chunked:
+        chunked_begin(&c.chunked)
+    elif head.content_length <= 0:
+        c.state = BODY
+        c.in_place = True
+        return DONE
+    elif head.size + <uint64_t>head.content_length <= i.room:
+        c.in_place = True
+        c.consumed += <uint32_t>head.content_length
+    else:
+        if not body_grow(&r.bodies, &c.body, FIRST_BODY if rest < FIRST_BODY else rest):
+            return 503
+        memcpy(c.body.data, i.data + i.start + head.size, rest)
+        c.body.used = rest
+        i.end -= rest
+    c.state = BODY
+    if head.expect_continue and rest == 0:
+        # What is asked for is sent (RFC 9110, section 10.1.1): with the next flush, which comes
+        # before the reactor sleeps.
+        if not lend_output(r, c):
+            return 503
+        c.output.end = <uint32_t>(put(c.output.data + c.output.end, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
+                                  - c.output.data)
+        make_dirty(r, c)
+    c.began = c.looked = r.now
+    c.progress = 0
+    input_compact(i)
+    return DONE
+
+
+cdef int take_body(Reactor* r, Conn* c) noexcept nogil:
+    """Takes what has come of the body: MORE, DONE, or the status to answer."""
+    cdef Limits* lim = &r.house.limits
+    cdef Input* i = c.input
+    cdef Head* head = &i.head
+    cdef size_t used = 0, made = 0
+    cdef uint32_t at
+    cdef int verdict
+    if c.in_place:
+        if i.end - i.start >= c.consumed:
+            return DONE
+    elif head.chunked:
+        at = i.start + head.size
+        if not body_grow(&r.bodies, &c.body, c.body.used + (i.end - at)):
+            return 503
+        verdict = chunked_feed(&c.chunked, i.data + at, i.end - at, &used,
+                               c.body.data + c.body.used, c.body.room - c.body.used, &made)
+        c.body.used += made
+        i.end -= <uint32_t>used
+        memmove(i.data + at, i.data + at + used, i.end - at)
+        if <int64_t>c.body.used > lim.body_size:
+            return 413
+        if verdict != MORE:
+            return verdict
+    else:
+        if <int64_t>c.body.used == head.content_length:
+            return DONE
+        if c.body.used == c.body.room and not body_grow(&r.bodies, &c.body, 2 * c.body.room):
+            return 503
+    if c.timed_by != BY_BODY:
+        time_by(r, c, BY_BODY, c.began + earlier(lim.body_timeout, RATE_LOOK))
+    return MORE
+
+
+cdef size_t body_room(Conn* c) noexcept nogil:
+    """Bytes that may be received straight into the body: never beyond its end."""
+    cdef size_t left = <size_t>c.input.head.content_length - c.body.used
+    cdef size_t room = c.body.room - c.body.used
+    return left if left < room else room
+
+
+cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
+    """A whole request: it waits for a worker, unless too many wait already."""
+    c.requests += 1
+    if not lend_output(r, c):
+        drop(r, c)
+        return
+    time_idle(r, c)
+    if r.ready.size >= r.house.limits.max_queue:
+        count_u64(&r.stats.shed_full, 1)
+        note(r.house, NOTE_QUEUE, r.ready.size)
+        shed(r, c)
+        return
+    c.state = READY
+    c.began = r.now
+    queue_push(&r.ready, c)
+
+
+# ---------------------------------------------------------------------------------------------
+# refuse, shed: replies of the server's own.
+
+cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
+    """Answers a request that will never reach a handler, and closes: after a fault of framing nobody
+    knows where the next request begins."""
+    count_u64(&r.stats.refusals[status - 400], 1)
+    if not lend_output(r, c):
+        drop(r, c)
+        return
+    say(r, c, status, 0, True)
+    c.state = IDLE
+    c.unread = True
+
+
+cdef void shed(Reactor* r, Conn* c) noexcept nogil:
+    """Answers a whole request with 503; the connection goes on as its framing allows."""
+    say(r, c, 503, RETRY_AFTER, not keeps_alive(r.house, c, c.input.head.keep_alive))
+    finish(r, c)
+
+
+cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close) noexcept nogil:
+    cdef Output* o = c.output
+    cdef bint is_head = c.input is not NULL and is_method(c, b"HEAD", 4)
+    o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, close, not is_head)
+    c.closing = close
+    count_u64(&r.stats.statuses[status // 100], 1)
+    make_dirty(r, c)
+
+
+# ---------------------------------------------------------------------------------------------
+# call handlers: between WANT and the end of a batch, under the GIL; the door itself is `Worker`.
+
+cdef Conn* next_call(Reactor* r) noexcept nogil:
+    cdef Conn* c = queue_pop(&r.ready)
+    while c is not NULL and c.broken:
+        drop(r, c)
+        c = queue_pop(&r.ready)
+    if c is not NULL:
+        c.state = AWAY
+    return c
+
+
+cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed) noexcept nogil:
+    """What the handler said becomes bytes of the connection. The caller owns the connection: the
+    holder after it took its word back, or the worker that runs alone."""
+    cdef Output* o = c.output
+    cdef Head* head = &c.input.head
+    cdef bint alive = keeps_alive(h, c, head.keep_alive and not reply.close)
+    cdef bint body = reply.body_size and status_has_body(reply.status) and not is_method(c, b"HEAD", 4)
+    cdef char* p = reply_head(o.data + o.end, reply, scribe, not alive, alive and head.minor == 0)
+    c.closing = not alive
+    c.last_status = <uint16_t>reply.status
+    if handed.kind != NO_LARGE:
+        c.large.data = reply.body
+        c.large.size = reply.body_size if body else 0
+        c.large.sent = 0
+        c.large.owner = handed.owner
+        c.large.kind = handed.kind
+    elif body:
+        p = put(p, reply.body, reply.body_size)
+    o.end = <uint32_t>(p - o.data)
+
+
+cdef bint is_method(Conn* c, const char* name, uint32_t size) noexcept nogil:
+    cdef Span s = c.input.head.method
+    return s.size == size and memcmp(c.input.data + c.input.start + s.at, name, size) == 0
+
+
+cdef bint keeps_alive(House* h, Conn* c, bint wished) noexcept nogil:
+    if wished and (load_u32(&h.draining) or
+                   (h.limits.requests_per_conn and c.requests >= h.limits.requests_per_conn)):
+        # Ours is the wish to close: the client may have sent more already.
+        c.unread = True
+        return False
+    return wished
+
+
+cdef void finish(Reactor* r, Conn* c) noexcept nogil:
+    """The reply is committed: the request's bytes are done with, and what is behind them comes next."""
+    cdef Input* i = c.input
+    c.state = IDLE
+    c.stalled = False
+    make_dirty(r, c)
+    body_drop(&r.bodies, &c.body)
+    i.start += c.consumed
+    http1_begin(&i.head)
+    if c.closing:
+        c.unread = c.unread or i.start < i.end
+    elif i.start == i.end:
+        give_input(r, c)
+    elif has_room(c):
+        advance(r, c)
+
+
+cdef bint has_room(Conn* c) noexcept nogil:
+    """Another reply surely fits: its head and whatever the server itself may have to say."""
+    return c.large.kind == NO_LARGE and (
+        c.output is NULL or OUTPUT_ROOM - c.output.end >= RESPONSE_HEAD_MAX + 2 * REPLY_HEAD_ROOM)
+
+
+# ---------------------------------------------------------------------------------------------
+# flush: one send a connection, however many replies wait in it.
+
+cdef void flush(Reactor* r) noexcept nogil:
+    cdef Conn* c
+    while r.dirty is not NULL:
+        c = r.dirty
+        r.dirty = c.next_dirty
+        c.dirty = False
+        # A connection that was seized is its worker's; its earlier replies went out at the seizure.
+        if c.state != AWAY and not c.stalled:
+            send_output(r, c)
+
+
+cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
+    cdef int verdict = push_out(c)
+    if verdict == GONE and c.state == READY:
+        c.broken = True
+    elif verdict == GONE:
+        drop(r, c)
+    elif verdict == AGAIN:
+        stall(r, c)
+    else:
+        sent(r, c)
+
+
+cdef int push_out(Conn* c) noexcept nogil:
+    """Sends what is committed: DONE, AGAIN, GONE. No reactor is touched: a worker alone may call it."""
+    cdef Output* o = c.output
+    cdef size_t head = o.end - o.start
+    cdef size_t all = head + (c.large.size - c.large.sent)
+    cdef ssize_t n
+    while all:
+        n = net_send_two(c.fd, o.data + o.start, head, c.large.data + c.large.sent, all - head)
+        if n < 0:
+            return <int>n
+        c.sent += n
+        all -= <size_t>n
+        if <size_t>n < head:
+            o.start += <uint32_t>n
+            head -= <size_t>n
+        else:
+            c.large.sent += <size_t>n - head
+            o.start = o.end
+            head = 0
+    return DONE
+
+
+cdef void sent(Reactor* r, Conn* c) noexcept nogil:
+    """All is out: the buffers go back, and the connection closes, or reads on."""
+    c.stalled = False
+    give_large(r, c)
+    if c.state == READY:
+        # Its next reply comes soon.
+        c.output.start = c.output.end = 0
+        return
+    give_output(r, c)
+    if c.closing:
+        if c.unread:
+            linger(r, c)
+        else:
+            drop(r, c)
+        return
+    if c.timed_by == BY_WRITE:
+        retime(r, c)
+    arm(r, c, EPOLLIN)
+    if c.state == IDLE and c.input is not NULL:
+        # Requests that waited for this reply to leave.
+        advance(r, c)
+
+
+cdef void retime(Reactor* r, Conn* c) noexcept nogil:
+    """A stall had taken the connection's timer: what it is in the middle of takes it back."""
+    if c.state == HEAD:
+        time_by(r, c, BY_HEAD, r.now + r.house.limits.header_timeout)
+    elif c.state == BODY:
+        time_by(r, c, BY_BODY, r.now + RATE_LOOK)
+    else:
+        time_idle(r, c)
+
+
+cdef void stall(Reactor* r, Conn* c) noexcept nogil:
+    """The socket is full: no more is read from this client until it has read."""
+    if not c.stalled:
+        c.stalled = True
+        c.began = c.looked = r.now
+        c.progress = c.mark = c.sent
+        time_by(r, c, BY_WRITE, r.now + earlier(r.house.limits.write_timeout, RATE_LOOK))
+        arm(r, c, EPOLLOUT)
+    elif c.sent != c.mark:
+        c.mark = c.sent
+        c.looked = r.now
+
+
+# ---------------------------------------------------------------------------------------------
+# home: a connection whose handler ran off lease comes back through the inbox.
+
+cdef void send_home(Reactor* r, Conn* c) noexcept nogil:
+    """By the worker that ran alone: from here on the connection is the holder's again."""
+    cdef void* top
+    while True:
+        top = load_ptr(<void**>&r.inbox)
+        c.next_ready = <Conn*>top
+        if cas_ptr_release(<void**>&r.inbox, top, c):
+            break
+    if top is NULL:
+        event_poke(r.lease.event)
+
+
+cdef void take_home(Reactor* r) noexcept nogil:
+    cdef Conn* c
+    cdef Conn* rest
+    if load_ptr(<void**>&r.inbox) is NULL:
+        return
+    rest = <Conn*>swap_ptr(<void**>&r.inbox, NULL)
+    while rest is not NULL:
+        c = rest
+        rest = c.next_ready
+        count_reply(r, c.last_status)
+        if c.slow != NOT_JUDGED:
+            count_u64(&r.stats.passed_first, 1)
+        judge(r, c.slow)
+        finish(r, c)
+
+
+cdef void count_reply(Reactor* r, int status) noexcept nogil:
+    count_u64(&r.stats.requests, 1)
+    count_u64(&r.stats.statuses[status // 100], 1)
+
+
+cdef void judge(Reactor* r, int speed) noexcept nogil:
+    """A moving average of how many handlers block, in 1/1024."""
+    if speed == SLOW:
+        r.blocking += (1024 - r.blocking) >> 5
+    elif speed == FAST:
+        r.blocking -= (r.blocking + 31) >> 5
+
+
+# ---------------------------------------------------------------------------------------------
+# expire: the first of each list, while its time has come.
+
+cdef void expire(Reactor* r) noexcept nogil:
+    cdef Limits* lim = &r.house.limits
+    cdef Conn* c
+    while True:
+        c = <Conn*>deadlines_expired(&r.idle, r.now)
+        if c is NULL:
+            break
+        if c.state == IDLE:
+            count_u64(&r.stats.timed_out_idle, 1)
+            drop(r, c)
+        else:
+            time_idle(r, c)
+    while True:
+        c = <Conn*>deadlines_expired(&r.heads, r.now)
+        if c is NULL:
+            break
+        refuse(r, c, 408)
+    while True:
+        c = <Conn*>deadlines_expired(&r.bodies_due, r.now)
+        if c is NULL:
+            break
+        look_at_body(r, c)
+    while True:
+        c = <Conn*>deadlines_expired(&r.writes, r.now)
+        if c is NULL:
+            break
+        look_at_write(r, c)
+    while True:
+        c = <Conn*>deadlines_expired(&r.lingers, r.now)
+        if c is NULL:
+            break
+        drop(r, c)
+    while r.ready.size and r.ready.first.began + lim.queue_timeout <= r.now:
+        c = queue_pop(&r.ready)
+        count_u64(&r.stats.shed_old, 1)
+        shed(r, c)
+    if r.accept_again <= r.now:
+        accept_again(r)
+    if r.draining:
+        ebb(r)
+
+
+cdef void look_at_body(Reactor* r, Conn* c) noexcept nogil:
+    cdef Limits* lim = &r.house.limits
+    cdef int64_t come = <int64_t>(c.input.end - c.input.start) if c.in_place else <int64_t>c.body.used
+    cdef int64_t passed = r.now - c.looked
+    if r.now - c.began >= lim.body_timeout or (come - c.progress) * 1_000_000_000 < lim.min_body_rate * passed:
+        refuse(r, c, 408)
+        return
+    c.progress = come
+    c.looked = r.now
+    time_by(r, c, BY_BODY, earlier(c.began + lim.body_timeout, r.now + RATE_LOOK))
+
+
+cdef void look_at_write(Reactor* r, Conn* c) noexcept nogil:
+    """A reader is cut when nothing moved for write_timeout, or less than min_write_rate since it stalled."""
+    cdef Limits* lim = &r.house.limits
+    cdef int64_t passed = r.now - c.began
+    if c.state != AWAY and (r.now - c.looked >= lim.write_timeout or (
+            passed >= <int64_t>RATE_LOOK and (c.sent - c.progress) * 1_000_000_000 < lim.min_write_rate * passed)):
+        count_u64(&r.stats.timed_out_write, 1)
+        if c.state == READY:
+            c.broken = True
+        else:
+            drop(r, c)
+        return
+    time_by(r, c, BY_WRITE, earlier(c.looked + lim.write_timeout, r.now + RATE_LOOK))
+
+
+# ---------------------------------------------------------------------------------------------
+# linger, drop: the end of a connection.
+
+cdef void linger(Reactor* r, Conn* c) noexcept nogil:
+    """Our end is sent; what the client still sends is read and thrown away for a while, because a
+    close with unread bytes would reset the connection and take the reply with it."""
+    c.state = LINGER
+    c.discarded = 0
+    give_buffers(r, c)
+    net_end(c.fd)
+    arm(r, c, EPOLLIN)
+    time_by(r, c, BY_LINGER, r.now + LINGER_TIME)
+
+
+cdef void discard(Reactor* r, Conn* c) noexcept nogil:
+    cdef char waste[16384]
+    cdef ssize_t n = net_recv(c.fd, waste, sizeof(waste))
+    if n > 0:
+        c.discarded += <uint32_t>n
+    if n == GONE or c.discarded > LINGER_BYTES:
+        drop(r, c)
+
+
+cdef void drop(Reactor* r, Conn* c) noexcept nogil:
+    timer_stop(&c.timer)
+    undirty(r, c)
+    give_buffers(r, c)
+    net_close(r.epoll, c.fd)
+    slot_give(&r.slots, c)
+    sub_u32(&r.house.connections, 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# drain: no new connection, no further request on an old one; then, when time is up, an end.
+
+cdef void drain(Reactor* r) noexcept nogil:
+    """What the kernel has queued is accepted, each idle connection is read once more, and what has
+    still not sent a byte is closed."""
+    cdef Conn* c
+    cdef uint32_t i
+    r.draining = True
+    for i in range(r.n_listeners):
+        admit(r, i)
+        net_close(r.epoll, r.listeners[i].fd)
+    r.n_listeners = 0
+    r.accept_again = NEVER
+    for i in range(r.slots.touched):
+        c = &r.slots.table[i]
+        if c.state == IDLE and not c.dirty and not c.stalled:
+            receive(r, c)
+            if c.state == IDLE and not c.dirty:
+                drop(r, c)
+    flush(r)
+
+
+cdef void ebb(Reactor* r) noexcept nogil:
+    """Is the reactor empty by now, or out of time?"""
+    cdef House* h = r.house
+    if not r.drained and r.slots.used == 0:
+        r.drained = True
+    elif not r.drained and load_i64(&h.cut_at) <= r.now:
+        cut(r)
+        r.drained = True
+    else:
+        if load_i64(&h.exit_at) <= r.now:
+            _exit(128 + h.last_signal)
+        return
+    if add_u32(&h.drained, 1) == h.n_reactors and h.signal_fd >= 0:
+        # From here on only the main thread is waited for, and it may be unable to come.
+        store_i64(&h.exit_at, r.now + EXIT_PATIENCE)
+    ring(h)
+
+
+cdef void cut(Reactor* r) noexcept nogil:
+    """Ends every connection. One in a handler is ended on the wire; its slot comes home later."""
+    cdef Conn* c
+    cdef uint32_t i
+    while queue_pop(&r.ready) is not NULL:
+        pass
+    for i in range(r.slots.touched):
+        c = &r.slots.table[i]
+        if c.state == FREE:
+            continue
+        if c.state != LINGER and (c.state != IDLE or c.stalled):
+            count_u64(&r.stats.cut, 1)
+        if c.state == AWAY:
+            net_cut(c.fd)
+        else:
+            drop(r, c)
+
+
+cdef void accept_again(Reactor* r) noexcept nogil:
+    cdef uint32_t i
+    r.accept_again = NEVER
+    for i in range(r.n_listeners):
+        listen_on(r, i)
+
+
+cdef int listen_on(Reactor* r, uint32_t i) noexcept nogil:
+    return poll_add(r.epoll, r.listeners[i].fd, EPOLLIN | (EPOLLEXCLUSIVE if r.listeners[i].shared else 0),
+                    LISTENER_TAG + i)
+
+
+cdef void ring(House* h) noexcept nogil:
+    """Something changed that the main thread may wait for."""
+    add_u32(&h.bell, 1)
+    futex_wake(&h.bell, 1)
+
+
+cdef void begin_drain(House* h, int64_t timeout) noexcept nogil:
+    """From any thread. A later call may only bring the end nearer."""
+    cdef uint32_t i
+    store_i64(&h.cut_at, earlier(load_i64(&h.cut_at), now_ns() + timeout))
+    store_u32_seq(&h.draining, 1)
+    for i in range(h.n_reactors):
+        event_poke(h.reactors[i].lease.event)
+
+
+cdef void hear_signals(House* h) noexcept nogil:
+    """Signal numbers that Python's C-level handler wrote, read without Python: drain and the second
+    INT work while every handler hangs."""
+    cdef unsigned char numbers[64]
+    cdef ssize_t n = net_recv(h.signal_fd, numbers, sizeof(numbers))
+    cdef ssize_t i
+    for i in range(n):
+        if numbers[i] == SIGINT or numbers[i] == SIGTERM:
+            h.signals += 1
+            h.last_signal = numbers[i]
+            if h.signals == 1:
+                begin_drain(h, h.shutdown_timeout)
+            elif numbers[i] == SIGINT:
+                _exit(128 + SIGINT)
+    ring(h)
+
+
+# ---------------------------------------------------------------------------------------------
+# watch: the native thread beside each reactor. It looks at the lease, seizes it when it stands, and
+# turns the reactor itself while nobody else can.
+
+cdef void* watch(void* argument) noexcept nogil:
+    cdef Reactor* r = <Reactor*>argument
+    cdef House* h = r.house
+    cdef Look look
+    cdef bint holds = True
+    cdef int verdict
+    memset(&look, 0, sizeof(look))
+    thread_timer_slack(TIMER_SLACK)
+    while True:
+        if holds:
+            if load_u32_seq(&h.closing):
+                break
+            turn(r, False)
+            holds = not watcher_gives(&r.lease, &h.crew)
+        elif load_u32_seq(&r.lease.holder) == WATCHER:
+            # A worker that leaves gave it up.
+            holds = True
+        else:
+            verdict = watcher_looks(&r.lease, &h.crew, &look, h.gil)
+            if load_u32_seq(&h.closing) and look.word & STATE != IO:
+                verdict = STUCK
+            if verdict == BLOCKED or verdict == COMPUTING or verdict == STUCK:
+                holds = seize(r, &look, verdict)
+            if not holds:
+                watcher_rests(&r.lease, &h.crew, &look, verdict == QUIET)
+    watcher_closes(&r.lease, &h.crew)
+    return NULL
+
+
+cdef bint seize(Reactor* r, Look* look, int verdict) noexcept nogil:
+    """Takes the lease from a holder that stands, for the worker that parked last, or, when none is
+    parked or the GIL is the trouble, for the watcher itself: then the answer is True."""
+    cdef House* h = r.house
+    cdef uint32_t was = load_u32(&r.lease.holder)
+    cdef uint64_t state = look.word & STATE
+    if not lease_seize(&r.lease, look.word):
+        return False
+    store_u32_seq(&r.lease.holder, WATCHER)
+    if state == WANT:
+        count_u64(&r.stats.handoffs_gil, 1)
+        r.lease.gil_waiter = was + 1
+        return True
+    if verdict == BLOCKED:
+        count_u64(&r.stats.handoffs_blocked, 1)
+        look.brisk_until = look.at + BRISK
+        judge(r, SLOW)
+    else:
+        count_u64(&r.stats.handoffs_computing, 1)
+    if state == CALL:
+        # Replies to earlier requests of this connection must not wait for this one.
+        if r.calling.output.end > r.calling.output.start:
+            push_out(r.calling)
+        store_u64_release(&h.crew.mates[was].let_go, look.word)
+    if lease_pass(&r.lease, &h.crew):
+        return False
+    grow(h)
+    return True
+
+
+cdef void grow(House* h) noexcept nogil:
+    """Nobody is parked: the keeper may start one worker more."""
+    if load_u32(&h.workers) < h.max_workers and not load_u32(&h.growing):
+        store_u32(&h.growing, 1)
+        wake_keeper(h)
+
+
+# ---------------------------------------------------------------------------------------------
+# work: a worker without the GIL, until there is Python to run.
+
+cdef bint work(Desk* d, int64_t idle) noexcept nogil:
+    """True: there are handlers to call, and the word says WANT. False: the worker is not needed."""
+    cdef House* h = d.house
+    cdef uint32_t why
+    if d.home is not NULL:
+        finish_alone(d)
+    while True:
+        if d.reactor is NULL:
+            why = crew_park(&h.crew, d.mate, idle)
+            if why < LENT:
+                return False
+            d.reactor = &h.reactors[why - LENT]
+        if load_u32_seq(&h.closing):
+            give_up(d)
+            return False
+        turn(d.reactor, True)
+        if d.reactor.ready.size:
+            d.word = lease_publish(&d.reactor.lease, WANT)
+            return True
+
+
+cdef void give_up(Desk* d) noexcept nogil:
+    """The lease goes to the watcher."""
+    store_u32_seq(&d.reactor.lease.holder, WATCHER)
+    lease_wake_watcher(&d.reactor.lease)
+    d.reactor = NULL
+
+
+cdef void finish_alone(Desk* d) noexcept nogil:
+    """Off lease: the reply goes out on the worker's own connection, and that goes home."""
+    cdef Conn* c = d.home
+    while d.word and load_u64_acquire(&d.mate.let_go) != d.word:
+        # Whoever seized the call is still sending what was committed before; that is bounded.
+        sched_yield()
+    scribe_date(&d.scribe, wall_seconds())
+    commit(d.house, c, d.reply, &d.scribe, &d.handed)
+    push_out(c)
+    d.home = NULL
+    send_home(d.home_reactor, c)
+
+
+include "_ctx.pxi"
+include "_worker.pxi"

@@ -1,0 +1,636 @@
+# The context of one request, and the view of its fields.
+#
+# Knows: the parsed request in the connection's input, and the reply as it grows. Never sees: the
+# reactor, the lease, a descriptor. Invariant: `conn` is set for exactly one call of a handler; every
+# accessor looks at it first, inside the object's critical section (which is nothing where a GIL is),
+# so that late use, from any thread, raises ContextExpired and touches no memory of another request.
+# What an accessor returns is the caller's own: bytes and str, never a view of a buffer.
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
+
+from fastserve.engine.http1 cimport ASTERISK
+from fastserve.engine.net cimport AF_INET, AF_INET6
+from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
+
+import json as _json
+import socket as _socket
+
+from fastserve.args import Args, parse_cookies
+from fastserve.errors import ContextExpired, ServerClosed
+
+cdef extern from "<unistd.h>" nogil:
+    int c_dup "dup"(int fd) noexcept
+
+cdef extern from *:
+    """
+    #define TEXT_IS_ASCII(o) (PyUnicode_IS_ASCII(o))
+    #define TEXT_DATA(o) ((const char *)PyUnicode_DATA(o))
+    """
+    bint TEXT_IS_ASCII(object text)
+    const char* TEXT_DATA(object text)
+
+cdef enum:
+    BUFFER_FIRST = 4096         # a ctx's own memory for a body that is written in pieces
+    BUFFER_KEPT = 65536         # more than this is given back after the call
+    FIELDS_FIRST = 1024
+    WHOLE_FROM = 4096           # set_body(bytes) from this size on is sent from the object itself
+    TYPE_MAX = 1024
+
+cdef struct Buffer:
+    char* data
+    size_t size
+    size_t room
+
+
+cdef int buffer_put(Buffer* b, const char* data, size_t size, size_t first) except -1:
+    cdef size_t room = b.room if b.room else first
+    cdef char* more
+    if b.size + size > b.room:
+        while room < b.size + size:
+            room *= 2
+        more = <char*>mem_grow(b.data, room)
+        if more is NULL:
+            raise MemoryError
+        b.data = more
+        b.room = room
+    memcpy(b.data + b.size, data, size)
+    b.size += size
+    return 0
+
+
+cdef dict METHODS = {m.encode(): m for m in
+                     ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")}
+cdef str DEFAULT_TYPE = "text/plain; charset=utf-8"
+cdef frozenset REDIRECTS = frozenset((301, 302, 303, 307, 308))
+cdef frozenset OURS = frozenset(("content-length", "transfer-encoding", "trailer", "upgrade", "keep-alive"))
+
+
+@cython.final
+cdef class RequestCtx:
+    """One request and its reply, lent to a handler for one call.
+
+    Request attributes are read-only. Reply attributes may be set in any order and as often as one
+    likes: nothing is sent before the handler returns. After that every attribute and method raises
+    `ContextExpired`. An instance comes from the server; it cannot be made by hand.
+    """
+
+    cdef Conn* conn             # NULL: expired
+    cdef const char* base       # the first byte of the request
+    cdef Head* head
+    cdef Reply reply
+    cdef Buffer fields
+    cdef Buffer body_buffer
+    cdef object body_object     # exact bytes that the reply is sent from
+    cdef object type_object     # the str that reply.type points into; kept, because it comes again
+    cdef object query_args, form_args
+
+    def __init__(self):
+        raise TypeError("a RequestCtx is made by the server and lent to a handler")
+
+    def __dealloc__(self):
+        mem_give(self.fields.data)
+        mem_give(self.body_buffer.data)
+
+    cdef void begin(self, Conn* c) noexcept:
+        """The loan begins: nothing else may have a reference to this object."""
+        cdef Input* i = c.input
+        self.base = i.data + i.start
+        self.head = &i.head
+        self.clear()
+        self.conn = c
+
+    cdef void end(self) noexcept:
+        """The loan is over for this object. The reply stays until it is committed."""
+        with cython.critical_section(self):
+            self.conn = NULL
+            self.query_args = self.form_args = None
+
+    cdef void clear(self) noexcept:
+        memset(&self.reply, 0, sizeof(Reply))
+        self.reply.status = 200
+        self.fields.size = 0
+        self.body_object = None
+        self.body_buffer.size = 0
+        if self.body_buffer.room > BUFFER_KEPT:
+            mem_give(self.body_buffer.data)
+            self.body_buffer.data = NULL
+            self.body_buffer.room = 0
+
+    cdef void hand(self, Conn* c, Handed* handed) noexcept:
+        """Fills in what grew: once, behind `end`. A body that may not fit into the connection's output
+        is handed over to it: the reference, or the memory, is no longer this object's."""
+        cdef size_t room = OUTPUT_ROOM - RESPONSE_HEAD_MAX - REPLY_HEAD_ROOM - c.output.end
+        self.reply.fields = self.fields.data
+        self.reply.fields_size = <uint32_t>self.fields.size
+        handed.kind = NO_LARGE
+        if self.body_object is not None:
+            self.reply.body = PyBytes_AS_STRING(self.body_object)
+            self.reply.body_size = <size_t>PyBytes_GET_SIZE(self.body_object)
+            if self.reply.body_size > room:
+                Py_INCREF(self.body_object)
+                handed.owner = <void*>self.body_object
+                handed.kind = LARGE_OBJECT
+        else:
+            self.reply.body = self.body_buffer.data
+            self.reply.body_size = self.body_buffer.size
+            if self.reply.body_size > room:
+                handed.owner = self.body_buffer.data
+                handed.kind = LARGE_MEMORY
+                memset(&self.body_buffer, 0, sizeof(Buffer))
+
+    cdef int check(self) except -1:
+        if self.conn is NULL:
+            raise ContextExpired("this RequestCtx belonged to a call that has returned")
+        return 0
+
+    cdef bytes span(self, Span s):
+        return PyBytes_FromStringAndSize(self.base + s.at, s.size)
+
+    cdef str text(self, Span s):
+        return PyUnicode_DecodeLatin1(self.base + s.at, s.size, NULL)
+
+    # --- the request
+
+    @property
+    def method(self) -> str:
+        """The method as sent; case matters (RFC 9110, section 9.1)."""
+        cdef bytes name
+        with cython.critical_section(self):
+            self.check()
+            name = self.span(self.head.method)
+        known = METHODS.get(name)
+        return known if known is not None else name.decode("ascii")
+
+    @property
+    def path(self) -> str:
+        """The path, percent-decoded once and read as UTF-8; what is not UTF-8 becomes U+FFFD. `raw_path`
+        has the bytes. Dot segments are left as they are. `*` for the asterisk form."""
+        cdef Span s
+        with cython.critical_section(self):
+            self.check()
+            s = self.head.path
+            if s.size == 0:
+                return "*" if self.head.form == ASTERISK else "/"
+            return decode_path(self.base + s.at, s.size)
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as sent, without the query."""
+        with cython.critical_section(self):
+            self.check()
+            return self.span(self.head.path)
+
+    @property
+    def query_string(self) -> bytes:
+        """What stands behind the first `?` of the target, as sent; empty without one."""
+        with cython.critical_section(self):
+            self.check()
+            return self.span(self.head.query)
+
+    @property
+    def query(self) -> Args:
+        """The query as an ordered multi-map, decoded at first use."""
+        cdef bytes raw
+        with cython.critical_section(self):
+            self.check()
+            if self.query_args is not None:
+                return self.query_args
+            raw = self.span(self.head.query)
+        args = Args.parse(raw)
+        with cython.critical_section(self):
+            self.check()
+            self.query_args = args
+        return args
+
+    @property
+    def headers(self) -> Headers:
+        """The fields of the request: a case-insensitive multi-map that expires with the ctx."""
+        cdef Headers view
+        with cython.critical_section(self):
+            self.check()
+        view = Headers.__new__(Headers)
+        view.ctx = self
+        return view
+
+    @property
+    def body(self) -> bytes:
+        """The whole body, chunked coding removed; a copy each time."""
+        with cython.critical_section(self):
+            self.check()
+            if self.conn.in_place:
+                return PyBytes_FromStringAndSize(self.base + self.head.size, self.conn.consumed - self.head.size)
+            return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.body.used)
+
+    def json(self) -> object:
+        """The body as JSON (RFC 8259), by the standard library; `ValueError` if it is none."""
+        return _json.loads(self.body)
+
+    @property
+    def form(self) -> Args:
+        """The fields of an `application/x-www-form-urlencoded` body; empty for any other type."""
+        with cython.critical_section(self):
+            self.check()
+            if self.form_args is not None:
+                return self.form_args
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        args = Args.parse(self.body if kind == "application/x-www-form-urlencoded" else b"")
+        with cython.critical_section(self):
+            self.check()
+            self.form_args = args
+        return args
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies of the request (RFC 6265, section 5.4); of one name the first counts."""
+        return parse_cookies(self.headers.getall("cookie"))
+
+    @property
+    def host(self) -> str:
+        """The authority that the request is for, as sent: of an absolute target, else of Host; "" if
+        there is none, which only HTTP/1.0 may do."""
+        with cython.critical_section(self):
+            self.check()
+            if self.head.authority.text.size:
+                return self.text(self.head.authority.text)
+            return self.text(self.head.host.text)
+
+    @property
+    def scheme(self) -> str:
+        """`http`: the connection carries no TLS."""
+        with cython.critical_section(self):
+            self.check()
+            return "http"
+
+    @property
+    def http_version(self) -> str:
+        """`1.0` or `1.1`."""
+        with cython.critical_section(self):
+            self.check()
+            return "1.1" if self.head.minor else "1.0"
+
+    @property
+    def remote_addr(self) -> tuple[str, int] | None:
+        """Address and port of the peer; None on a unix socket."""
+        cdef bytes address
+        cdef int family, port
+        with cython.critical_section(self):
+            self.check()
+            family = self.conn.peer.sin6_family
+            if family != AF_INET and family != AF_INET6:
+                return None
+            # Both families keep the port in the same place, and IPv4 its address right behind it.
+            port = ((<unsigned char*>&self.conn.peer)[2] << 8) | (<unsigned char*>&self.conn.peer)[3]
+            if family == AF_INET:
+                address = PyBytes_FromStringAndSize(<char*>&self.conn.peer + 4, 4)
+            else:
+                address = PyBytes_FromStringAndSize(<char*>&self.conn.peer.sin6_addr, 16)
+        return _socket.inet_ntop(family, address), port
+
+    @property
+    def local_addr(self) -> tuple[str, int] | str:
+        """Address and port that the client reached; the path of a unix socket."""
+        cdef int fd
+        with cython.critical_section(self):
+            self.check()
+            fd = c_dup(self.conn.fd)
+        with _socket.socket(fileno=fd) as copy:
+            name = copy.getsockname()
+        return name[:2] if isinstance(name, tuple) else name
+
+    @property
+    def conn_id(self) -> int:
+        """The number of the connection, unique in this server."""
+        with cython.critical_section(self):
+            self.check()
+            return self.conn.id
+
+    @property
+    def conn_request_num(self) -> int:
+        """The number of the request on its connection, from 1."""
+        with cython.critical_section(self):
+            self.check()
+            return self.conn.requests
+
+    # --- the reply
+
+    @property
+    def status(self) -> int:
+        """The status code, 200 to 599; 200 at first."""
+        with cython.critical_section(self):
+            self.check()
+            return self.reply.status
+
+    @status.setter
+    def status(self, int code):
+        if not 200 <= code <= 599:
+            raise ValueError(f"status must lie in 200..599, not {code}")
+        with cython.critical_section(self):
+            self.check()
+            self.reply.status = code
+
+    @property
+    def content_type(self) -> str:
+        """The media type of the reply; `text/plain; charset=utf-8` unless set."""
+        with cython.critical_section(self):
+            self.check()
+            return self.type_object if self.reply.type_size else DEFAULT_TYPE
+
+    @content_type.setter
+    def content_type(self, str value not None):
+        with cython.critical_section(self):
+            self.check()
+            if value is not self.type_object:
+                if len(value) > TYPE_MAX or len(value) == 0:
+                    raise ValueError(f"a content type has 1 to {TYPE_MAX} characters, not {len(value)}")
+                check_value("Content-Type", value)
+                if not TEXT_IS_ASCII(value):
+                    raise ValueError("a content type is ASCII")
+                self.type_object = value
+            self.reply.type = TEXT_DATA(value)
+            self.reply.type_size = <uint32_t>len(value)
+
+    def write(self, data: bytes | str) -> None:
+        """Appends to the body; a str as UTF-8."""
+        cdef const char* text
+        cdef Py_ssize_t size
+        if type(data) is str:
+            text = PyUnicode_AsUTF8AndSize(data, &size)
+        else:
+            data = as_bytes(data)
+            text = PyBytes_AS_STRING(data)
+            size = PyBytes_GET_SIZE(data)
+        with cython.critical_section(self):
+            self.check()
+            if self.body_object is not None:
+                buffer_put(&self.body_buffer, PyBytes_AS_STRING(self.body_object),
+                           PyBytes_GET_SIZE(self.body_object), BUFFER_FIRST)
+                self.body_object = None
+            buffer_put(&self.body_buffer, text, size, BUFFER_FIRST)
+
+    def set_body(self, data: bytes | str) -> None:
+        """Replaces the body; a str as UTF-8. Large bytes are sent from the object, not copied."""
+        data = as_bytes(data)
+        with cython.critical_section(self):
+            self.check()
+            self.body_buffer.size = 0
+            self.body_object = None
+            if PyBytes_GET_SIZE(data) >= WHOLE_FROM:
+                self.body_object = data
+            else:
+                buffer_put(&self.body_buffer, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), BUFFER_FIRST)
+
+    def set_header(self, str name not None, str value not None) -> None:
+        """Sets a field, in place of any of that name. ValueError for a name or value that RFC 9110,
+        section 5.5 does not allow, for what belongs to the server (Content-Length and the like), and
+        when all fields together pass 8 KiB."""
+        with cython.critical_section(self):
+            self.check()
+            lower = check_name(name)
+            if not self.special(lower, value):
+                check_value(name, value)
+                self.remove(lower)
+                self.append(lower, name, value)
+
+    def add_header(self, str name not None, str value not None) -> None:
+        """Adds a field beside others of its name (Set-Cookie, Link, Vary ...). ValueError as set_header."""
+        with cython.critical_section(self):
+            self.check()
+            lower = check_name(name)
+            if not self.special(lower, value):
+                check_value(name, value)
+                self.append(lower, name, value)
+
+    def del_header(self, str name not None) -> None:
+        """Takes back every field of that name; nothing happens if there is none."""
+        with cython.critical_section(self):
+            self.check()
+            lower = check_name(name)
+            if lower == "content-type":
+                self.reply.type_size = 0
+            elif lower == "connection":
+                self.reply.close = False
+            else:
+                self.remove(lower)
+
+    @property
+    def response_headers(self) -> list[tuple[str, str]]:
+        """The fields that the handler has set so far, in order; a snapshot."""
+        with cython.critical_section(self):
+            self.check()
+            lines = PyUnicode_DecodeLatin1(self.fields.data, self.fields.size, NULL)
+            pairs = [("Content-Type", self.type_object)] if self.reply.type_size else []
+            if self.reply.close:
+                pairs.append(("Connection", "close"))
+        for line in lines.splitlines():
+            name, _, value = line.partition(": ")
+            pairs.append((name, value))
+        return pairs
+
+    def error(self, message: str, status: int = 500) -> None:
+        """Starts the reply anew: `status`, and `message` as plain text."""
+        with cython.critical_section(self):
+            self.check()
+            self.clear()
+        self.status = status
+        self.content_type = DEFAULT_TYPE
+        self.write(message)
+
+    def not_found(self) -> None:
+        """Starts the reply anew: 404."""
+        self.error("404 Page not found", 404)
+
+    def redirect(self, location: str, status: int = 302) -> None:
+        """Starts the reply anew: 301, 302, 303, 307 or 308 to `location`, in which characters that no
+        URI may have are percent-encoded. A relative location stays so (RFC 9110, section 10.2.2)."""
+        from urllib.parse import quote
+        if status not in REDIRECTS:
+            raise ValueError(f"a redirect is 301, 302, 303, 307 or 308, not {status}")
+        self.error("", status)
+        self.set_header("Location", quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
+
+    cdef bint special(self, str lower, str value) except -1:
+        """Fields that are not kept as lines. True: seen to."""
+        if lower == "content-type":
+            self.content_type = value
+            return True
+        if lower == "connection":
+            if value.strip().lower() != "close":
+                raise ValueError("of Connection only close can be set: the rest is the server's")
+            self.reply.close = True
+            return True
+        if lower in OURS:
+            raise ValueError(f"{lower} belongs to the server")
+        return False
+
+    cdef int append(self, str lower, str name, str value) except -1:
+        cdef bytes line = f"{name}: {value}\r\n".encode("latin-1")
+        if self.fields.size + len(line) > RESPONSE_HEAD_MAX - TYPE_MAX:
+            raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
+        buffer_put(&self.fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
+        if lower == "date":
+            self.reply.set |= OWN_DATE
+        elif lower == "server":
+            self.reply.set |= OWN_SERVER
+        return 0
+
+    cdef int remove(self, str lower) except -1:
+        cdef bytes lines, kept
+        if self.fields.size == 0:
+            return 0
+        if lower == "date":
+            self.reply.set &= <uint8_t>~OWN_DATE
+        elif lower == "server":
+            self.reply.set &= <uint8_t>~OWN_SERVER
+        start = lower.encode("ascii") + b":"
+        lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
+        kept = b"".join([line for line in lines.splitlines(True) if not line.lower().startswith(start)])
+        self.fields.size = 0
+        return buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
+
+
+cdef bytes as_bytes(object data):
+    if type(data) is bytes:
+        return <bytes>data
+    if isinstance(data, str):
+        return (<str>data).encode()
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"a body is bytes or str, not {type(data).__name__}")
+
+
+cdef str check_name(str name):
+    cdef bytes raw = name.encode("latin-1", "replace")
+    cdef uint32_t size = <uint32_t>len(raw)
+    if size == 0 or size > 256 or scan_token(raw, 0, size) != size:
+        raise ValueError(f"not a field name: {name[:80]!r}")
+    return name.lower()
+
+
+cdef int check_value(str name, str value) except -1:
+    cdef bytes raw
+    try:
+        raw = value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"the value of {name} has characters beyond latin-1") from None
+    cdef uint32_t size = <uint32_t>len(raw)
+    if scan_value(raw, 0, size) != size or value != value.strip(" \t"):
+        raise ValueError(f"not a field value for {name}: {value[:80]!r}")
+    return 0
+
+
+cdef str decode_path(const char* raw, uint32_t size):
+    cdef char small[512]
+    cdef char* out = small
+    cdef uint32_t i = 0, n = 0
+    cdef int high, low
+    cdef bytes large
+    cdef bint plain = True
+    for i in range(size):
+        if raw[i] == c'%':
+            plain = False
+            break
+    if plain:
+        return PyUnicode_DecodeASCII(raw, size, NULL)
+    if size > sizeof(small):
+        large = PyBytes_FromStringAndSize(NULL, size)
+        out = PyBytes_AS_STRING(large)
+    i = 0
+    while i < size:
+        if raw[i] == c'%' and i + 2 < size:
+            high, low = hex_digit(raw[i + 1]), hex_digit(raw[i + 2])
+            if high >= 0 and low >= 0:
+                out[n] = <char>(high << 4 | low)
+                n += 1
+                i += 3
+                continue
+        # A percent sign without two digits stands for itself.
+        out[n] = raw[i]
+        n += 1
+        i += 1
+    return PyUnicode_DecodeUTF8(out, n, "replace")
+
+
+cdef inline int hex_digit(char c) noexcept nogil:
+    if c'0' <= c <= c'9':
+        return c - c'0'
+    if c'a' <= c <= c'f':
+        return c - c'a' + 10
+    if c'A' <= c <= c'F':
+        return c - c'A' + 10
+    return -1
+
+
+@cython.final
+cdef class Headers:
+    """The fields of a request: names are matched without case, values are str (latin-1, as sent).
+
+    A view: it expires with its ctx. Iteration gives names in wire order, `items()` gives pairs.
+    """
+
+    cdef RequestCtx ctx
+
+    def __init__(self):
+        raise TypeError("Headers belong to a RequestCtx")
+
+    cdef list find(self, str name, bint all):
+        cdef RequestCtx ctx = self.ctx
+        cdef bytes lower = name.lower().encode("latin-1", "replace")
+        cdef const char* wanted = PyBytes_AS_STRING(lower)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(lower), i
+        cdef Field* f
+        found = []
+        with cython.critical_section(ctx):
+            ctx.check()
+            for i in range(ctx.head.n_fields):
+                f = &ctx.head.fields[i]
+                if f.name.size == size and scan_same_text(ctx.base + f.name.at, wanted, size):
+                    found.append(ctx.text(f.value))
+                    if not all:
+                        break
+        return found
+
+    def get(self, str name not None, default=None):
+        """The first value of `name`, or `default`."""
+        found = self.find(name, False)
+        return found[0] if found else default
+
+    def getall(self, str name not None) -> list[str]:
+        """Every value of `name`, in wire order."""
+        return self.find(name, True)
+
+    def items(self) -> list[tuple[str, str]]:
+        """Pairs in wire order, names as sent."""
+        cdef RequestCtx ctx = self.ctx
+        cdef uint32_t i
+        pairs = []
+        with cython.critical_section(ctx):
+            ctx.check()
+            for i in range(ctx.head.n_fields):
+                pairs.append((ctx.text(ctx.head.fields[i].name), ctx.text(ctx.head.fields[i].value)))
+        return pairs
+
+    def keys(self) -> list[str]:
+        """Names in wire order, as sent; a name that was sent twice stands twice."""
+        return [name for name, _ in self.items()]
+
+    def values(self) -> list[str]:
+        """Values in wire order."""
+        return [value for _, value in self.items()]
+
+    def __getitem__(self, str name not None) -> str:
+        found = self.find(name, False)
+        if not found:
+            raise KeyError(name)
+        return found[0]
+
+    def __contains__(self, name) -> bool:
+        return isinstance(name, str) and bool(self.find(name, False))
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        with cython.critical_section(self.ctx):
+            self.ctx.check()
+            return self.ctx.head.n_fields

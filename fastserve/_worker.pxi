@@ -1,0 +1,488 @@
+# The door, and the server as Python sees it.
+#
+# Knows: when Python runs: `Worker.call` for handlers, `Worker.run` for the hook, `Core.keep` for the
+# keeper. Never sees: bytes of a connection. Invariant: between publishing a word of the lease and
+# taking it back nothing of the reactor is touched; and whatever a handler raises stays here.
+
+import contextvars as _contextvars
+import logging as _logging
+
+cdef extern from "sole.h":
+    bint is_sole(PyObject* o)
+
+cdef extern from "Python.h":
+    PyObject* PyContext_Copy(PyObject* context)
+    int PyContext_Enter(PyObject* context)
+    int PyContext_Exit(PyObject* context)
+    object PyObject_CallOneArg(object callable, object argument)
+    void c_decref "Py_DECREF"(PyObject* o)
+
+cdef extern from "clocks.h" nogil:
+    int thread_start(pthread_t* thread, void* (*run)(void*) noexcept nogil, void* argument) noexcept
+cdef extern from "<pthread.h>" nogil:
+    int pthread_join(pthread_t thread, void** answer) noexcept
+
+cdef object log = _logging.getLogger("fastserve.error")
+
+
+@cython.final
+cdef class Worker:
+    """One thread that runs handlers: parked, turning a reactor, or in a handler."""
+
+    cdef Core core
+    cdef House* house
+    cdef Desk desk
+    cdef object handler
+    cdef object context
+    cdef RequestCtx ctx
+
+    def __cinit__(self, Core core not None, uint32_t index):
+        self.core = core
+        self.house = core.house
+        self.handler = core.handler
+        self.context = core.context
+        self.ctx = RequestCtx.__new__(RequestCtx)
+        memset(&self.desk, 0, sizeof(Desk))
+        self.desk.house = self.house
+        self.desk.mate = &self.house.crew.mates[index]
+        self.desk.scribe = self.house.reactors[0].scribe
+        self.desk.scribe.second = -1
+
+    cdef int run(self, int64_t idle) except -1:
+        """Until the server closes, or, with `idle` >= 0, until nobody needed it for so many nanoseconds."""
+        cdef Mate* mate = self.desk.mate
+        cdef bint wanted
+        mate.tid = thread_id()
+        mate.cpu_clock = thread_cpu_clock()
+        while True:
+            with nogil:
+                wanted = work(&self.desk, idle)
+            if not wanted:
+                return 0
+            self.call()
+
+    cdef void call(self) noexcept:
+        """The word says WANT, and the GIL has come: runs the handlers that are ready, one batch."""
+        cdef Desk* d = &self.desk
+        cdef House* h = self.house
+        cdef Reactor* r = d.reactor
+        cdef Conn* c
+        cdef int64_t began
+        cdef bint alone
+        cdef int n
+        if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
+            d.reactor = NULL
+            return
+        if load_u32(&h.n_dropped) and not self.release_dropped():
+            return
+        began = now_ns()
+        for n in range(CALLS):
+            c = next_call(r)
+            if c is NULL:
+                return
+            alone = r.blocking >= PASS_FIRST and pass_first(r, c)
+            if alone:
+                began = now_ns()
+                d.word = 0
+            else:
+                r.calling = c
+                d.word = lease_publish(&r.lease, CALL)
+
+            if not is_sole(<PyObject*>self.ctx):
+                self.ctx = RequestCtx.__new__(RequestCtx)
+            self.ctx.begin(c)
+            self.invoke()
+            self.ctx.end()
+
+            self.ctx.hand(c, &d.handed)
+
+            if alone or not lease_take_back(&r.lease, d.word):
+                c.slow = NOT_JUDGED if not alone else SLOW if now_ns() - began >= BLOCKS else FAST
+                d.reply = &self.ctx.reply
+                d.reactor = NULL
+                d.home = c
+                d.home_reactor = r
+                return
+            commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
+            count_reply(r, self.ctx.reply.status)
+            judge(r, FAST)
+            finish(r, c)
+            if now_ns() - began >= BATCH_TIME:
+                return
+
+    cdef void invoke(self) noexcept:
+        """Calls the handler in a fresh copy of the context that `start` was called in."""
+        cdef PyObject* context = PyContext_Copy(<PyObject*>self.context)
+        cdef object answer
+        PyContext_Enter(context)
+        try:
+            answer = PyObject_CallOneArg(self.handler, self.ctx)
+            if answer is not None:
+                raise TypeError(f"a handler returns None, not {type(answer).__name__}")
+        except BaseException:
+            self.failed()
+        PyContext_Exit(context)
+        c_decref(context)
+
+    cdef void failed(self) noexcept:
+        """500, and the traceback for the log; the connection goes on as its framing allows."""
+        try:
+            self.ctx.error("Internal Server Error", 500)
+            log.exception("%s %s failed", self.ctx.method, self.ctx.path)
+        except BaseException:
+            # A handler of `logging` that raises must not take the worker with it.
+            pass
+
+    cdef bint release_dropped(self) noexcept:
+        """Drops what large replies were sent from. True: still the holder."""
+        cdef Desk* d = &self.desk
+        cdef Reactor* r = d.reactor
+        d.word = lease_publish(&r.lease, TAIL)
+        drop_references(self.house)
+        if lease_take_back(&r.lease, d.word):
+            return True
+        d.reactor = NULL
+        return False
+
+
+cdef void drop_references(House* h) noexcept:
+    """Under the GIL. Releasing may run anything, so the lock is not held meanwhile."""
+    cdef void* owner
+    while True:
+        lock_word(&h.lock)
+        owner = NULL
+        if h.n_dropped:
+            store_u32(&h.n_dropped, h.n_dropped - 1)
+            owner = h.dropped[h.n_dropped]
+        unlock_word(&h.lock)
+        if owner is NULL:
+            return
+        c_decref(<PyObject*>owner)
+
+
+cdef bint pass_first(Reactor* r, Conn* c) noexcept nogil:
+    """Handlers block: the lease goes on before this one is called. False: nobody is parked."""
+    if c.dirty and c.output.end > c.output.start:
+        push_out(c)
+    if lease_pass(&r.lease, &r.house.crew):
+        return True
+    grow(r.house)
+    return False
+
+
+@cython.final
+cdef class Core:
+    """One server: reactors, their watchers, and the workers that Python threads become by `work`.
+
+    Its use is `server.Server`'s: listen, start, threads into `work` and `keep`, drain, wait, close.
+    """
+
+    cdef House* house
+    cdef readonly object handler
+    cdef readonly object config
+    cdef object context
+    cdef bint started
+    cdef readonly bint closed
+
+    def __cinit__(self, handler, config):
+        cdef House* h = <House*>mem_take_zeroed(1, sizeof(House))
+        cdef uint32_t i
+        self.house = h
+        if h is NULL:
+            raise MemoryError
+        self.handler = handler
+        self.config = config
+        self.context = _contextvars.copy_context()
+        h.refs = 1
+        h.gil = _gil_enabled()
+        h.signal_fd = -1
+        h.cut_at = h.exit_at = NEVER
+        h.max_workers = config.max_workers
+        h.shutdown_timeout = ns(config.shutdown_timeout)
+        h.dropped_room = 64
+        h.dropped = <void**>mem_take(h.dropped_room * sizeof(void*))
+        h.crew.room = h.max_workers
+        h.crew.stack = <uint32_t*>mem_take_zeroed(h.max_workers, sizeof(uint32_t))
+        h.crew.mates = <Mate*>mem_take_zeroed(h.max_workers, sizeof(Mate))
+        h.crew.leases = <Lease**>mem_take_zeroed(config.reactors, sizeof(Lease*))
+        h.reactors = <Reactor*>mem_take_zeroed(config.reactors, sizeof(Reactor))
+        if not (h.dropped and h.crew.stack and h.crew.mates and h.crew.leases and h.reactors):
+            raise MemoryError
+        fill_limits(&h.limits, config)
+        for i in range(h.max_workers):
+            h.crew.mates[i].index = i
+        for i in range(config.reactors):
+            h.n_reactors += 1
+            reactor_make(h, i, config.name.encode("ascii"))
+        h.crew.n_leases = h.n_reactors
+
+    def __dealloc__(self):
+        if self.house is not NULL:
+            leave_house(self.house)
+
+    def listen(self, uint32_t reactor, int fd, bint local, bint shared) -> None:
+        """The listening descriptor, non-blocking, is the reactor's from now on. Before `start` only."""
+        cdef Reactor* r = &self.house.reactors[reactor]
+        if r.n_listeners == LISTENERS:
+            raise ValueError(f"a server has at most {LISTENERS} listeners")
+        r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared)
+        if listen_on(r, r.n_listeners) < 0:
+            raise OSError("epoll refused a listener")
+        r.n_listeners += 1
+
+    def hear(self, int fd) -> None:
+        """Signal numbers arrive on `fd`: the first INT or TERM drains, a second INT ends the process."""
+        self.house.signal_fd = fd
+        poll_add(self.house.reactors[0].epoll, fd, EPOLLIN, SIGNAL_TAG)
+
+    def start(self) -> None:
+        """Starts the watchers. Until a worker parks they turn the reactors themselves."""
+        cdef uint32_t i
+        self.started = True
+        for i in range(self.house.n_reactors):
+            if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
+                # Those that run already are joined by `close`.
+                self.house.n_reactors = i
+                raise OSError("no thread could be started for a reactor")
+
+    def work(self, uint32_t index, bint spare) -> None:
+        """What a worker thread does. `index` is its own place among `max_workers`; a spare one leaves
+        when nobody needed it for `max_idle_worker_duration`."""
+        cdef Worker worker = Worker.__new__(Worker, self, index)
+        cdef int64_t idle = ns(self.config.max_idle_worker_duration) if spare else -1
+        add_u32(&self.house.refs, 1)
+        add_u32(&self.house.workers, 1)
+        try:
+            if self.config.on_worker_start is not None:
+                self.config.on_worker_start()
+            worker.run(idle)
+        finally:
+            sub_u32(&self.house.workers, 1)
+            leave_house(self.house)
+
+    def keep(self, grow) -> None:
+        """What the keeper does until the server closes: puts the core's notes into words, drops
+        references that nobody else came by to drop, and calls `grow()` when a worker more is wanted."""
+        cdef House* h = self.house
+        cdef uint32_t seen = 0
+        add_u32(&h.refs, 1)
+        try:
+            while not load_u32_seq(&h.closing):
+                with nogil:
+                    while load_u32_seq(&h.keeper_bell) == seen and not load_u32_seq(&h.closing):
+                        futex_wait(&h.keeper_bell, seen, -1)
+                    seen = load_u32_seq(&h.keeper_bell)
+                tell(h)
+                drop_references(h)
+                if load_u32(&h.growing):
+                    grow()
+                    store_u32(&h.growing, 0)
+        finally:
+            leave_house(h)
+
+    def drain(self, double timeout) -> None:
+        """Stops accepting; what runs or is queued finishes within `timeout` seconds, then is cut."""
+        begin_drain(self.house, ns(timeout))
+
+    def wait(self) -> bool:
+        """Until a drain is over, begun by `drain` or by a signal. Python's signal handlers run meanwhile.
+        True: nothing was cut off."""
+        cdef House* h = self.house
+        cdef uint32_t seen
+        while True:
+            seen = load_u32_seq(&h.bell)
+            if load_u32_seq(&h.drained) == h.n_reactors:
+                break
+            with nogil:
+                futex_wait(&h.bell, seen, -1)
+            PyErr_CheckSignals()
+        store_i64(&h.exit_at, NEVER)
+        return self.stats()["cut"] == 0
+
+    def close(self) -> None:
+        """Ends the native threads and sends every parked worker away; workers in a handler leave when
+        it returns. After a drain. Idempotent."""
+        cdef House* h = self.house
+        cdef uint32_t i
+        if self.closed:
+            return
+        self.closed = True
+        with nogil:
+            store_u32_seq(&h.closing, 1)
+            crew_close(&h.crew)
+            for i in range(h.n_reactors):
+                event_poke(h.reactors[i].lease.event)
+                lease_wake_watcher(&h.reactors[i].lease)
+            wake_keeper(h)
+            if self.started:
+                for i in range(h.n_reactors):
+                    pthread_join(h.reactors[i].watcher, NULL)
+
+    def forked(self) -> None:
+        """In the child of a fork: closes the copies of every descriptor; the epoll sets, which the
+        parent shares, are not changed. The server is dead here."""
+        cdef House* h = self.house
+        cdef Reactor* r
+        cdef uint32_t i, k
+        self.closed = True
+        self.started = False
+        for i in range(h.n_reactors):
+            r = &h.reactors[i]
+            for k in range(r.n_listeners):
+                c_close(r.listeners[k].fd)
+            for k in range(r.slots.touched):
+                if r.slots.table[k].state != FREE and r.slots.table[k].fd >= 0:
+                    c_close(r.slots.table[k].fd)
+            c_close(r.epoll)
+            c_close(r.lease.event)
+        # Nothing of the parent's is freed here: its threads, which might be in the middle of it, are
+        # not in this process to finish.
+        self.house = NULL
+
+    def stats(self) -> dict:
+        """Counters since the start, summed over the reactors, and what is in use now."""
+        cdef House* h = self.house
+        cdef Reactor* r
+        cdef Stats* s
+        cdef uint32_t i, k
+        if h is NULL:
+            raise ServerClosed("this server belongs to the parent process")
+        total = dict.fromkeys((
+            "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
+            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "handoffs_blocked",
+            "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
+        statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
+        refusals = {}
+        for i in range(h.n_reactors):
+            r = &h.reactors[i]
+            s = &r.stats
+            total["queued"] += load_u32(&r.ready.size)
+            total["accepted"] += load_u64(&s.accepted)
+            total["refused_connections"] += load_u64(&s.refused)
+            total["requests"] += load_u64(&s.requests)
+            total["shed_queue_full"] += load_u64(&s.shed_full)
+            total["shed_queue_timeout"] += load_u64(&s.shed_old)
+            total["cut"] += load_u64(&s.cut)
+            total["timed_out_idle"] += load_u64(&s.timed_out_idle)
+            total["timed_out_write"] += load_u64(&s.timed_out_write)
+            total["handoffs_blocked"] += load_u64(&s.handoffs_blocked)
+            total["handoffs_computing"] += load_u64(&s.handoffs_computing)
+            total["handoffs_gil"] += load_u64(&s.handoffs_gil)
+            total["passed_first"] += load_u64(&s.passed_first)
+            total["buffers"] += pool_lent(&r.inputs) + pool_lent(&r.outputs) + load_u64(&r.bodies.lent)
+            total["slots"] += load_u64(&r.slots.used)
+            for k in range(1, 6):
+                statuses[f"{k}xx"] += load_u64(&s.statuses[k])
+            for k in range(200):
+                if load_u64(&s.refusals[k]):
+                    refusals[400 + k] = refusals.get(400 + k, 0) + load_u64(&s.refusals[k])
+        total["connections"] = load_u32(&h.connections)
+        total["workers"] = load_u32(&h.workers)
+        total["workers_parked"] = load_u32(&h.crew.parked)
+        total["allocations"] = mem_allocations() if mem_allocations() >= 0 else None
+        total["statuses"] = statuses
+        total["refusals"] = refusals
+        return total
+
+
+cdef int64_t ns(double seconds):
+    return <int64_t>(seconds * 1e9)
+
+
+cdef int fill_limits(Limits* lim, config) except -1:
+    lim.head_size = config.read_buffer_size
+    lim.target_size = config.max_target_size
+    lim.fields = config.max_header_fields
+    lim.input_room = config.read_buffer_size + INPUT_SLACK
+    lim.body_size = config.max_request_body_size
+    lim.concurrency = config.concurrency
+    lim.max_queue = config.max_queue
+    lim.requests_per_conn = config.max_requests_per_conn
+    lim.header_timeout = ns(config.header_timeout)
+    lim.body_timeout = ns(config.body_timeout)
+    lim.write_timeout = ns(config.write_timeout)
+    lim.idle_timeout = ns(config.idle_timeout)
+    lim.queue_timeout = ns(config.queue_timeout)
+    lim.min_body_rate = config.min_body_rate
+    lim.min_write_rate = config.min_write_rate
+    return 0
+
+
+cdef int reactor_make(House* h, uint32_t index, bytes name) except -1:
+    cdef Reactor* r = &h.reactors[index]
+    cdef Limits* lim = &h.limits
+    cdef uint32_t rejects = lim.concurrency // 4 if lim.concurrency // 4 < REJECTS else REJECTS
+    r.house = h
+    lease_make(&r.lease, index, event_make())
+    h.crew.leases[index] = &r.lease
+    r.epoll = poll_make()
+    if r.lease.event < 0 or r.epoll < 0:
+        raise OSError("no descriptors left for a reactor")
+    poll_add(r.epoll, r.lease.event, EPOLLIN | EPOLLET, EVENT_TAG)
+    deadlines_make(&r.idle)
+    deadlines_make(&r.heads)
+    deadlines_make(&r.bodies_due)
+    deadlines_make(&r.writes)
+    deadlines_make(&r.lingers)
+    r.accept_again = NEVER
+    r.now = now_ns()
+    scribe_make(&r.scribe, name, <uint32_t>len(name))
+    if not (slots_make(&r.slots, lim.concurrency + rejects + 1)
+            and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
+            and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
+            and bodies_make(&r.bodies)):
+        raise MemoryError
+    return 0
+
+
+cdef void leave_house(House* h) noexcept:
+    """The last one out frees everything. Under the GIL."""
+    cdef Reactor* r
+    cdef uint32_t i, k
+    if sub_u32(&h.refs, 1):
+        return
+    for i in range(h.n_reactors):
+        r = &h.reactors[i]
+        for k in range(r.slots.touched):
+            if r.slots.table[k].state != FREE:
+                give_buffers(r, &r.slots.table[k])
+                c_close(r.slots.table[k].fd)
+        for k in range(r.n_listeners):
+            c_close(r.listeners[k].fd)
+        c_close(r.epoll)
+        c_close(r.lease.event)
+        slots_unmake(&r.slots)
+        pool_unmake(&r.inputs)
+        pool_unmake(&r.outputs)
+        bodies_unmake(&r.bodies)
+    drop_references(h)
+    mem_give(h.dropped)
+    mem_give(h.crew.stack)
+    mem_give(h.crew.mates)
+    mem_give(h.crew.leases)
+    mem_give(h.reactors)
+    mem_give(h)
+
+
+cdef int tell(House* h) except -1:
+    """The notes of the core, in words, through `logging`."""
+    cdef Note notes[NOTES]
+    cdef uint32_t n, i
+    lock_word(&h.lock)
+    n = h.n_notes
+    memcpy(notes, h.notes, n * sizeof(Note))
+    h.n_notes = 0
+    unlock_word(&h.lock)
+    for i in range(n):
+        if notes[i].kind == NOTE_CONCURRENCY:
+            log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_QUEUE:
+            log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_ACCEPT:
+            log.warning("descriptors or kernel memory ran out: accepting again in %d ms", notes[i].value)
+    return 0
+
+
+def _gil_enabled() -> bool:
+    import sys
+    return getattr(sys, "_is_gil_enabled", lambda: True)()

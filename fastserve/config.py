@@ -1,0 +1,380 @@
+"""The one list of limits: what each is, its unit, default and bounds, and what a client sees of it.
+
+Knows: names, values and how people write them. Never sees: a socket, a request or the core; it imports
+the standard library only. Invariant: a `Config` that exists is valid, by field and as a whole. The
+keyword arguments of `Server`, the command line, the environment and the README's table derive from it.
+"""
+
+import dataclasses
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
+
+__all__ = ["SPECS", "Config", "Spec", "env_values", "markdown_table", "option", "variable"]
+
+Kind = Literal["count", "duration", "size", "flag", "text", "hook"]
+
+DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for listeners, epoll sets and the program itself
+CONCURRENCY_MAX = 65_536
+
+_COUNT = re.compile(r"[0-9]{1,15}")
+_SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)?")
+_DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)?")
+_SIZES = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_DURATIONS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_FLAGS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What is known of one field.
+
+    `low` and `high` are bounds in `unit`, both allowed; for a text, of its length. `none` says what None
+    stands for; "" means that None is refused. `client` says what a client sees when the limit is reached.
+    """
+
+    kind: Kind
+    group: str
+    unit: str
+    default: Any
+    meaning: str
+    client: str
+    low: int | float
+    high: int | float
+    none: str
+
+    def check(self, value: object, given: object = None) -> Any:
+        """Return `value`, normalised to the field's type, if it is valid.
+
+        TypeError or ValueError: "must be ..., not ..."; whoever called puts the name in front.
+        `given` is the text that the value was read from, if there is one.
+        """
+        told = repr(value if given is None else given)
+        if value is None and self.none:
+            return None
+        if self.kind == "hook":
+            if not callable(value):
+                raise TypeError(f"must be callable, not {told}")
+            return value
+        if self.kind == "flag":
+            if not isinstance(value, bool):
+                raise TypeError(f"must be True or False, not {told}")
+            return value
+        if self.kind == "text":
+            if not isinstance(value, str):
+                raise TypeError(f"must be a str, not {told}")
+            printable = value.isascii() and value.isprintable() and value == value.strip()
+            if not printable or not self.low <= len(value) <= self.high:
+                raise ValueError(
+                    f"must be {self.low} to {self.high} printable ASCII {self.unit}, "
+                    f"without outer spaces, not {told}"
+                )
+            return value
+        if self.kind == "duration":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"must be a number of {self.unit}, not {told}")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"must be a whole number of {self.unit}, not {told}")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"must be {self.low} to {self.high} {self.unit}, not {told}")
+        return float(value) if self.kind == "duration" else value
+
+    def parse(self, text: str) -> Any:
+        """Read a value as people write it on a command line or in the environment, and check it.
+
+        Durations: `30`, `500ms`, `30s`, `5m`, `1h`. Sizes: `16384`, `16KiB`, `4MiB`, `1GiB`. Switches:
+        1/true/yes/on and 0/false/no/off. ValueError: "must be ..., not ...".
+        """
+        if self.kind == "text":
+            return self.check(text)
+        if self.kind == "flag":
+            if text.lower() not in _FLAGS:
+                raise ValueError(f"must be 1, true, yes, on or 0, false, no, off, not {text!r}")
+            return _FLAGS[text.lower()]
+        if self.kind == "duration":
+            if (match := _DURATION.fullmatch(text)) is None:
+                raise ValueError(f"must be a duration such as 30, 500ms, 30s, 5m or 1h, not {text!r}")
+            return self.check(float(match[1]) * _DURATIONS[match[2]], text)
+        if self.kind == "size":
+            if (match := _SIZE.fullmatch(text)) is None:
+                raise ValueError(f"must be a size such as 16384, 16KiB, 4MiB or 1GiB, not {text!r}")
+            return self.check(int(match[1]) * _SIZES[match[2]], text)
+        if _COUNT.fullmatch(text) is None:
+            raise ValueError(f"must be a whole number of {self.unit}, not {text!r}")
+        return self.check(int(text), text)
+
+    def show(self, value: object) -> str:
+        """A value as `parse` reads it: `4096`, `5s`, `16KiB`, `on`; None in words."""
+        if value is None:
+            return self.none
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if self.kind == "duration" and isinstance(value, int | float):
+            if 0 < value < 1:
+                return f"{value * 1000:g}ms"
+            return f"{value / 3600:g}h" if value >= 3600 else f"{value:g}s"
+        if self.kind == "size" and isinstance(value, int):
+            name = next((n for n in ("GiB", "MiB", "KiB") if value and value % _SIZES[n] == 0), "B")
+            return f"{value // _SIZES[name]}{name}"
+        return str(value)
+
+    def bounds(self) -> str:
+        """The bounds as the README writes them: `2 to 4096`; "" for what has none."""
+        if self.kind in ("flag", "hook"):
+            return ""
+        return f"{self.show(self.low)} to {self.show(self.high)}"
+
+
+def option(name: str) -> str:
+    """The command-line option of a field: `max_queue` -> `--max-queue`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field: `max_queue` -> `FASTSERVE_MAX_QUEUE`."""
+    return "FASTSERVE_" + name.upper()
+
+
+def _setting(
+    kind: Kind,
+    default: Any,
+    unit: str,
+    group: str,
+    low: int | float,
+    high: int | float,
+    *,
+    meaning: str,
+    client: str = "nothing",
+    none: str = "",
+) -> Any:
+    """Declare one field of `Config`; the arguments are those of `Spec`."""
+    spec = Spec(
+        kind=kind,
+        group=group,
+        unit=unit,
+        default=default,
+        meaning=meaning,
+        client=client,
+        low=low,
+        high=high,
+        none=none,
+    )
+    return dataclasses.field(default=default, metadata={"spec": spec})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All limits of one server, valid and immutable.
+
+    Durations are seconds (float), sizes are bytes (int); `SPECS` and the README's table give unit,
+    default, bounds and meaning of each field. None means "chosen at start", see `resolved`.
+    TypeError or ValueError, one line that names the field, its bounds, unit and the value given.
+    """
+
+    # fmt: off
+    workers: int = _setting(
+        "count", 64, "threads", "workers", 2, 4096,
+        meaning="threads that run handlers, made at start; more than `reactors`",
+        client="waits in the queue while all are busy",
+    )
+    max_workers: int | None = _setting(
+        "count", None, "threads", "workers", 2, 4096,
+        meaning="up to so many threads while all handlers block",
+        client="waits in the queue while all are busy",
+        none="as `workers`",
+    )
+    max_idle_worker_duration: float = _setting(
+        "duration", 10.0, "seconds", "workers", 0.001, 86400,
+        meaning="a thread beyond `workers` that was idle for so long ends",
+    )
+    reactors: int | None = _setting(
+        "count", None, "reactors", "workers", 1, 1024,
+        meaning="event loops; they run handlers in parallel only on free-threaded Python",
+        none="1; on free-threaded Python as many as usable cores",
+    )
+    on_worker_start: Callable[[], object] | None = _setting(  # noqa: RUF009 - it returns dataclasses.field()
+        "hook", None, "", "workers", 0, 0,
+        meaning="called without arguments in each new worker thread before its first request",
+        none="none",
+    )
+
+    backlog: int = _setting(
+        "count", 4096, "connections", "listening", 1, 65535,
+        meaning="connections that the kernel completes ahead of accept; net.core.somaxconn caps it",
+        client="a slow connect, because the kernel drops the handshake",
+    )
+    reuse_port: bool = _setting(
+        "flag", False, "", "listening", 0, 0,
+        meaning="share TCP ports with other processes that ask for it too",
+    )
+
+    concurrency: int | None = _setting(
+        "count", None, "connections", "overload", 1, 1_048_576,
+        meaning="open connections of the whole server",
+        client="503 and close",
+        none="65536, or RLIMIT_NOFILE - 64 if that is less",
+    )
+    max_queue: int = _setting(
+        "count", 1024, "requests", "overload", 1, 1_048_576,
+        meaning="requests that wait for a worker",
+        client="503 with Retry-After",
+    )
+    queue_timeout: float = _setting(
+        "duration", 5.0, "seconds", "overload", 0.001, 86400,
+        meaning="how long a complete request waits for a worker",
+        client="503 with Retry-After",
+    )
+
+    header_timeout: float = _setting(
+        "duration", 10.0, "seconds", "deadlines", 0.001, 86400,
+        meaning="from the first byte of a request to the end of its head",
+        client="408 and close",
+    )
+    body_timeout: float = _setting(
+        "duration", 60.0, "seconds", "deadlines", 0.001, 86400,
+        meaning="from the end of the head to the end of the body",
+        client="408 and close",
+    )
+    min_body_rate: int = _setting(
+        "size", 240, "bytes/s", "deadlines", 0, 2**30,
+        meaning="slowest body that is accepted, bytes a second after 5 s of grace; 0 is off",
+        client="408 and close",
+    )
+    min_write_rate: int = _setting(
+        "size", 240, "bytes/s", "deadlines", 0, 2**30,
+        meaning="slowest reader of a reply that is accepted, bytes a second after 5 s of grace; 0 is off",
+        client="the reply is cut off",
+    )
+    write_timeout: float = _setting(
+        "duration", 30.0, "seconds", "deadlines", 0.001, 86400,
+        meaning="how long a reply may make no progress",
+        client="the reply is cut off",
+    )
+    idle_timeout: float = _setting(
+        "duration", 75.0, "seconds", "deadlines", 0.001, 86400,
+        meaning="how long a connection may wait for the first byte of a request",
+        client="close without a reply",
+    )
+    shutdown_timeout: float = _setting(
+        "duration", 30.0, "seconds", "deadlines", 0, 86400,
+        meaning="how long requests may take to finish after a signal to stop",
+        client="the connection is cut off",
+    )
+
+    read_buffer_size: int = _setting(
+        "size", 16 * 1024, "bytes", "limits", 1024, 2**20,
+        meaning="request line and fields together",
+        client="431 and close",
+    )
+    max_target_size: int = _setting(
+        "size", 8 * 1024, "bytes", "limits", 16, 2**20,
+        meaning="request target (path and query)",
+        client="414 and close",
+    )
+    max_header_fields: int = _setting(
+        "count", 100, "fields", "limits", 1, 10_000,
+        meaning="header fields of a request",
+        client="431 and close",
+    )
+    max_request_body_size: int = _setting(
+        "size", 4 * 2**20, "bytes", "limits", 0, 2**40,
+        meaning="body of a request",
+        client="413 and close",
+    )
+    max_requests_per_conn: int = _setting(
+        "count", 0, "requests", "limits", 0, 2**31 - 1,
+        meaning="requests on one connection; 0 is off",
+        client="Connection: close on the last reply",
+    )
+
+    name: str = _setting(
+        "text", "fastserve", "characters", "replies", 0, 200,
+        meaning="value of the Server field; empty leaves it out",
+        client="the Server field",
+    )
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for name, spec in SPECS.items():
+            try:
+                object.__setattr__(self, name, spec.check(getattr(self, name)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name} {error}") from None
+        if self.reactors is not None and self.workers <= self.reactors:
+            least = self.reactors + 1
+            raise ValueError(f"workers must be at least reactors + 1 = {least}, not {self.workers}")
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(f"max_workers must be at least workers = {self.workers}, not {self.max_workers}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> Self:
+        """The Config of `FASTSERVE_<FIELD>` in `environ`; `overrides` (fields, as values) win.
+
+        What counts as set, and errors, as in `env_values`; otherwise as in `Config`.
+        """
+        return cls(**(env_values(environ) | overrides))
+
+    def resolved(self) -> Self:
+        """A copy with every None replaced that this machine and process decide; a hook stays None.
+
+        ValueError if `concurrency` was given and needs more descriptors than the process may open.
+        """
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        descriptors = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+        concurrency = self.concurrency
+        if concurrency is None:
+            concurrency = max(1, min(CONCURRENCY_MAX, descriptors - DESCRIPTORS_KEPT))
+        elif concurrency >= descriptors:
+            raise ValueError(f"concurrency must be below RLIMIT_NOFILE = {descriptors}, not {concurrency}")
+        reactors = self.reactors
+        if reactors is None:
+            reactors = 1 if gil_enabled() else min(len(os.sched_getaffinity(0)), self.workers - 1)
+        return dataclasses.replace(
+            self,
+            max_workers=self.workers if self.max_workers is None else self.max_workers,
+            reactors=reactors,
+            concurrency=concurrency,
+        )
+
+
+SPECS: Mapping[str, Spec] = {field.name: field.metadata["spec"] for field in dataclasses.fields(Config)}
+
+
+def gil_enabled() -> bool:
+    """Whether this process runs with the GIL now (before Python 3.13 always)."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+def env_values(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that `environ` sets, read but not yet checked against each other.
+
+    An empty variable counts as not set, except FASTSERVE_NAME, whose empty value has a meaning. Other
+    variables that begin with FASTSERVE_ are ignored: Kubernetes sets FASTSERVE_PORT and the like for a
+    service of that name. ValueError, one line that names the variable.
+    """
+    values: dict[str, Any] = {}
+    for name, spec in SPECS.items():
+        text = environ.get(variable(name))
+        if spec.kind == "hook" or text is None or (text == "" and spec.kind != "text"):
+            continue
+        try:
+            values[name] = spec.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{variable(name)} {error}") from None
+    return values
+
+
+def markdown_table() -> str:
+    """The README's table of all fields, without a closing newline."""
+    rows = [("Field", "Unit", "Default", "Bounds", "Meaning", "At the limit a client sees"), ("---",) * 6]
+    for name, spec in SPECS.items():
+        default = spec.show(spec.default)
+        rows.append((f"`{name}`", spec.unit, default, spec.bounds(), spec.meaning, spec.client))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -1,0 +1,40 @@
+"""The threads' words, as Cython sees them: `atomics.h` says what each one orders."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "atomics.h" nogil:
+    uint64_t load_u64(const uint64_t* p) noexcept
+    uint64_t load_u64_acquire(const uint64_t* p) noexcept
+    uint64_t load_u64_seq(const uint64_t* p) noexcept
+    void store_u64(uint64_t* p, uint64_t v) noexcept
+    void store_u64_release(uint64_t* p, uint64_t v) noexcept
+    void store_u64_seq(uint64_t* p, uint64_t v) noexcept
+    bint cas_u64(uint64_t* p, uint64_t old, uint64_t v) noexcept
+    void count_u64(uint64_t* p, uint64_t by) noexcept
+    uint64_t add_u64(uint64_t* p, uint64_t by) noexcept
+
+    int64_t load_i64(const int64_t* p) noexcept
+    void store_i64(int64_t* p, int64_t v) noexcept
+
+    uint32_t load_u32(const uint32_t* p) noexcept
+    uint32_t load_u32_acquire(const uint32_t* p) noexcept
+    uint32_t load_u32_seq(const uint32_t* p) noexcept
+    void store_u32(uint32_t* p, uint32_t v) noexcept
+    void store_u32_release(uint32_t* p, uint32_t v) noexcept
+    void store_u32_seq(uint32_t* p, uint32_t v) noexcept
+    uint32_t swap_u32(uint32_t* p, uint32_t v) noexcept
+    uint32_t add_u32(uint32_t* p, uint32_t by) noexcept
+    uint32_t sub_u32(uint32_t* p, uint32_t by) noexcept
+
+    void* load_ptr(void** p) noexcept
+    void* swap_ptr(void** p, void* v) noexcept
+    bint cas_ptr_release(void** p, void* old, void* v) noexcept
+
+    void futex_wait(uint32_t* word, uint32_t value, int64_t ns) noexcept
+    void futex_wake(uint32_t* word, int many) noexcept
+    void lock_word(uint32_t* word) noexcept
+    void unlock_word(uint32_t* word) noexcept
+
+    int64_t clock_ns(int id) noexcept
+    int64_t now_ns() noexcept
+    int64_t wall_seconds() noexcept

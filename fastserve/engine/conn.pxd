@@ -1,0 +1,218 @@
+"""A connection: its slot in the table, and the buffers it borrows while bytes are pending.
+
+Knows: slots, generations, what a connection is in the middle of, where its bytes lie.
+Never sees: a system call, a grammar, Python (the owner of a large reply is an opaque pointer).
+Invariant: a slot is addressed by index and generation; the generation moves when the slot is
+freed, so that an event or a message that is late finds nothing. A connection has one owner: the
+holder of its reactor's lease, or, from a CALL or a hand-over until the inbox, the worker that runs
+its handler (state AWAY).
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memmove, memset
+
+from fastserve.engine.atomics cimport count_u64
+from fastserve.engine.body cimport Chunked
+from fastserve.engine.deadline cimport Timer
+from fastserve.engine.http1 cimport Field, Head
+from fastserve.engine.net cimport sockaddr_in6
+from fastserve.engine.pool cimport Body, mem_give, mem_take_zeroed
+
+
+cdef enum:                  # what a connection is in the middle of
+    FREE = 0
+    IDLE = 1                # no byte of a request has come
+    HEAD = 2                # some of a head
+    BODY = 3                # the head, and not all of the body
+    READY = 4               # a whole request, waiting for a worker
+    AWAY = 5                # in a handler: its worker's, not the holder's
+    WRITING = 6             # a reply that the socket would not take whole
+    LINGER = 7              # our end is sent: reading and throwing away, then closing
+
+cdef enum:                  # why bytes of `Large` are still held
+    NO_LARGE = 0
+    LARGE_OBJECT = 1        # a Python object owns them: dropped when the GIL is held
+    LARGE_MEMORY = 2        # ours: mem_give
+
+
+cdef struct Input:
+    # What was received and not yet consumed; the message being read begins at `start`.
+    Head head
+    uint32_t start
+    uint32_t end
+    uint32_t room
+    char* data
+
+
+cdef struct Output:
+    # Replies that were committed and not yet sent.
+    uint32_t start
+    uint32_t end
+    char data[1]            # as many as OUTPUT_ROOM
+
+cdef enum:
+    OUTPUT_ROOM = 32768
+    INPUT_SLACK = 4096      # beyond the longest head, so that a body always finds room to arrive in
+
+
+cdef struct Large:
+    # The body of the last reply in `Output`, when it is too large to be copied there.
+    const char* data
+    size_t size
+    size_t sent
+    void* owner
+    uint8_t kind
+
+
+cdef struct Conn:
+    Timer timer             # first: a timer is its connection
+    int fd
+    uint32_t index
+    uint32_t generation
+    uint8_t state
+    uint8_t timed_by        # the list that `timer` is in
+    uint8_t dirty           # in the list of those with output to flush
+    uint8_t closing         # the reply in `output` is the last
+    uint8_t unread          # the peer may have sent more than was read: linger before closing
+    uint8_t stalled         # the socket is full: nothing is read until `output` has left
+    uint8_t broken          # the peer is gone, found out while the connection was READY
+    uint8_t in_place        # the body lies in `input`, behind the head
+    uint8_t slow            # its last handler ran off lease and was seen to block
+    uint16_t last_status    # of the reply of a handler that ran off lease
+    uint32_t armed          # what the epoll set reports
+    uint32_t requests       # so far, the current one included
+    uint32_t consumed       # bytes of `input` from `start` that the current request takes
+    uint32_t discarded      # while lingering
+    Conn* next_ready        # ready list; free list; inbox
+    Conn* next_dirty
+    Input* input
+    Output* output
+    Large large
+    Body body
+    Chunked chunked
+    int64_t began           # the phase that a deadline measures
+    int64_t looked          # the last look at a body; the last progress of a stalled reply
+    int64_t progress        # bytes received at that look; bytes sent when the stall began
+    int64_t mark            # bytes sent at the last progress of a stalled reply
+    int64_t sent            # bytes, ever
+    uint64_t id
+    sockaddr_in6 peer
+
+
+cdef struct Slots:
+    Conn* table
+    Conn* free
+    uint32_t room
+    uint32_t touched        # slots that were ever used: the rest of the table is untouched memory
+    uint64_t used
+
+
+cdef inline bint slots_make(Slots* s, uint32_t room) noexcept nogil:
+    s.table = <Conn*>mem_take_zeroed(room, sizeof(Conn))
+    s.free = NULL
+    s.room = room
+    s.touched = 0
+    s.used = 0
+    return s.table is not NULL
+
+
+cdef inline void slots_unmake(Slots* s) noexcept nogil:
+    mem_give(s.table)
+    s.table = NULL
+
+
+cdef inline Conn* slot_take(Slots* s, int fd, uint64_t id) noexcept nogil:
+    """A slot for a new connection; NULL: the table is full."""
+    cdef Conn* c = s.free
+    cdef uint32_t index, generation
+    if c is not NULL:
+        s.free = c.next_ready
+        index, generation = c.index, c.generation
+    elif s.touched < s.room:
+        c = &s.table[s.touched]
+        index, generation = s.touched, 1
+        s.touched += 1
+    else:
+        return NULL
+    memset(c, 0, sizeof(Conn))
+    c.index, c.generation = index, generation
+    c.fd = fd
+    c.id = id
+    c.state = IDLE
+    count_u64(&s.used, 1)
+    return c
+
+
+cdef inline void slot_give(Slots* s, Conn* c) noexcept nogil:
+    """The connection is over; its buffers are back already."""
+    c.state = FREE
+    c.fd = -1
+    c.generation = c.generation + 1 if c.generation < 0x7fffffff else 1
+    c.next_ready = s.free
+    s.free = c
+    count_u64(&s.used, <uint64_t>-1)
+
+
+cdef inline uint64_t slot_tag(Conn* c) noexcept nogil:
+    return <uint64_t>c.generation << 32 | c.index
+
+
+cdef inline Conn* slot_of(Slots* s, uint64_t tag) noexcept nogil:
+    """The connection of a tag; NULL: it is over."""
+    cdef uint32_t index = <uint32_t>tag
+    cdef Conn* c
+    if index >= s.touched:
+        return NULL
+    c = &s.table[index]
+    return c if c.generation == <uint32_t>(tag >> 32) and c.state != FREE else NULL
+
+
+cdef inline Input* input_at(void* block, uint32_t fields, uint32_t room) noexcept nogil:
+    """A block of `input_size` bytes as an empty input: the struct, its fields, its bytes."""
+    cdef Input* i = <Input*>block
+    i.head.fields = <Field*>(<char*>block + sizeof(Input))
+    i.head.max_fields = fields
+    i.data = <char*>block + sizeof(Input) + fields * sizeof(Field)
+    i.room = room
+    i.start = i.end = 0
+    return i
+
+
+cdef inline size_t input_size(uint32_t fields, uint32_t room) noexcept nogil:
+    return sizeof(Input) + fields * sizeof(Field) + room
+
+
+cdef inline void input_compact(Input* i) noexcept nogil:
+    """Moves what is there to the front: offsets count from `start` and stay true."""
+    if i.start:
+        memmove(i.data, i.data + i.start, i.end - i.start)
+        i.end -= i.start
+        i.start = 0
+
+
+# Lists through the connections themselves.
+
+cdef struct Queue:
+    Conn* first
+    Conn* last
+    uint32_t size
+
+
+cdef inline void queue_push(Queue* q, Conn* c) noexcept nogil:
+    c.next_ready = NULL
+    if q.last is NULL:
+        q.first = c
+    else:
+        q.last.next_ready = c
+    q.last = c
+    q.size += 1
+
+
+cdef inline Conn* queue_pop(Queue* q) noexcept nogil:
+    cdef Conn* c = q.first
+    if c is not NULL:
+        q.first = c.next_ready
+        if q.first is NULL:
+            q.last = NULL
+        q.size -= 1
+    return c

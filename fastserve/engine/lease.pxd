@@ -1,0 +1,333 @@
+"""The lease: which thread turns a reactor, and how it changes hands.
+
+Knows: one word a reactor, one futex a worker, the stack of parked workers, the watcher's judgement
+of a thread that stands still. Never sees: a connection, a request, Python.
+
+The word holds a state and a number that is unique to the occasion:
+
+    IO      the holder is in native code that ends by itself; nobody may seize
+    WANT    the holder waits for the GIL
+    CALL    the holder is inside a handler
+    TAIL    the holder is in Python outside a handler: hooks, logging, dropping references
+
+Invariant: exactly one thread holds. Only the holder publishes (a plain store, seen as WANT, CALL
+or TAIL before that begins); only a compare-and-swap of that very word ends it, the holder's own
+(take back) or another's (seize), so that exactly one of the two wins, and a number that never
+comes again keeps an old holder from taking back what a later one published. Between publishing
+and taking back the holder touches nothing of the reactor.
+
+Memory order: taking back, seizing and publishing are sequentially consistent. Publish-then-look-
+whether-the-watcher-sleeps meets sleep-then-look-at-the-word, and each side must see the other's
+store or be seen. A hand-over goes through the worker's futex word, stored with release and loaded
+with acquire: everything that the old holder wrote is there.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastserve.engine.atomics cimport (
+    cas_u64, clock_ns, futex_wait, futex_wake, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire,
+    load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64,
+    store_u64_release, store_u64_seq, swap_u32, unlock_word,
+)
+from fastserve.engine.poll cimport event_poke
+
+
+cdef extern from "clocks.h" nogil:
+    int thread_id() noexcept
+    int thread_cpu_clock() noexcept
+    char thread_state(int tid) noexcept
+    void thread_timer_slack(unsigned long ns) noexcept
+
+
+cdef enum:
+    IO = 0
+    WANT = 1
+    CALL = 2
+    TAIL = 3
+    STATE = 3               # the mask of the state in the word; the number stands above it
+
+cdef enum:
+    WATCHER = 0xffffffff    # in `holder`: the reactor's own native thread
+
+cdef enum:                  # what a parked worker finds in its futex word
+    PARKED = 0
+    LEAVE = 1
+    LENT = 2                # LENT + i: it holds the lease of reactor i now
+
+cdef enum:                  # nanoseconds
+    TICK = 1_000_000                # the watcher's look at a busy reactor
+    TICK_BRISK = 100_000            # for a while after it found a thread blocked
+    BRISK = 20_000_000              # that while
+    PATIENCE = 10_000_000           # WANT or TAIL may stand this long
+    PATIENCE_COMPUTING = 5_000_000  # so may a CALL that computes under a GIL: its switch interval
+    IDLE_TICKS = 10                 # looks without news before the watcher sleeps
+
+
+cdef struct Mate:
+    # A worker as the others see it.
+    uint32_t wake           # futex word
+    uint32_t index
+    uint64_t let_go         # the last CALL whose connection its seizer has finished with
+    int cpu_clock
+    int tid
+    bint alive
+
+
+cdef struct Crew:
+    # All workers of a server, and the stack of those that are parked.
+    uint32_t lock
+    uint32_t parked
+    uint32_t room           # of both arrays
+    uint32_t n_leases
+    uint32_t closing        # nobody parks any more; seen by watchers too
+    uint32_t* stack
+    Mate* mates
+    Lease** leases
+
+
+cdef struct Lease:
+    uint64_t word
+    uint64_t n              # the holder's: occasions so far
+    uint32_t holder         # index of a worker, or WATCHER
+    uint32_t asker          # 1 + index of the worker that waits with the GIL in hand; 0: none
+    uint32_t gil_waiter     # 1 + index of the worker that was seized in WANT; the watcher's
+    uint32_t asleep         # futex: the watcher sleeps until somebody publishes
+    uint32_t closed         # the watcher holds for ever: nobody is lent this lease again
+    uint32_t index
+    int event               # eventfd that interrupts whoever waits in the reactor's epoll set
+
+
+cdef inline void lease_make(Lease* l, uint32_t index, int event) noexcept nogil:
+    l.word = IO
+    l.n = 0
+    l.holder = WATCHER
+    l.asker = l.gil_waiter = l.asleep = l.closed = 0
+    l.index = index
+    l.event = event
+
+
+cdef inline uint64_t lease_publish(Lease* l, uint64_t state) noexcept nogil:
+    """The holder says what it is about to do; the answer is the word to take back."""
+    cdef uint64_t word
+    l.n += 1
+    word = (l.n << 2) | state
+    store_u64_seq(&l.word, word)
+    if load_u32_seq(&l.asleep):
+        lease_wake_watcher(l)
+    return word
+
+
+cdef inline bint lease_take_back(Lease* l, uint64_t word) noexcept nogil:
+    """True: still the holder, in IO. False: seized; nothing of the reactor may be touched."""
+    return cas_u64(&l.word, word, word & ~<uint64_t>STATE)
+
+
+cdef inline bint lease_seize(Lease* l, uint64_t word) noexcept nogil:
+    """True: the caller is the holder now, in IO."""
+    return cas_u64(&l.word, word, word & ~<uint64_t>STATE)
+
+
+cdef inline void lease_wake_watcher(Lease* l) noexcept nogil:
+    if swap_u32(&l.asleep, 0):
+        futex_wake(&l.asleep, 1)
+
+
+# Workers come and go through the crew.
+
+cdef inline void mate_wake(Mate* m, uint32_t why) noexcept nogil:
+    store_u32_release(&m.wake, why)
+    futex_wake(&m.wake, 1)
+
+
+cdef inline bint crew_push(Crew* c, Mate* m) noexcept nogil:
+    cdef bint welcome
+    lock_word(&c.lock)
+    welcome = not load_u32(&c.closing)
+    if welcome:
+        c.stack[c.parked] = m.index
+        c.parked += 1
+    unlock_word(&c.lock)
+    return welcome
+
+
+cdef inline Mate* crew_pop(Crew* c) noexcept nogil:
+    """The worker that parked last: the warmest. NULL: every one is busy. Who pops it must wake it."""
+    cdef Mate* m = NULL
+    lock_word(&c.lock)
+    if c.parked:
+        c.parked -= 1
+        m = &c.mates[c.stack[c.parked]]
+    unlock_word(&c.lock)
+    return m
+
+
+cdef inline bint crew_withdraw(Crew* c, Mate* m) noexcept nogil:
+    """Takes a parked worker out of the stack, wherever it lies; False: somebody popped it."""
+    cdef uint32_t i
+    cdef bint found = False
+    lock_word(&c.lock)
+    for i in range(c.parked):
+        if found:
+            c.stack[i - 1] = c.stack[i]
+        elif c.stack[i] == m.index:
+            found = True
+    if found:
+        c.parked -= 1
+    unlock_word(&c.lock)
+    return found
+
+
+cdef inline uint32_t crew_park(Crew* c, Mate* m, int64_t patience) noexcept nogil:
+    """Waits to be needed: LENT + reactor, or LEAVE. PARKED: nobody came within `patience`
+    nanoseconds (negative: for ever), and the worker is off the stack."""
+    cdef uint32_t i, why
+    cdef int64_t until
+    store_u32(&m.wake, PARKED)
+    if not crew_push(c, m):
+        return LEAVE
+    # A watcher that turns because nobody was parked looks at the stack after each turn: end this one.
+    # It stored `holder` before it looked; the stack's lock orders our push against that look.
+    for i in range(c.n_leases):
+        if load_u32_seq(&c.leases[i].holder) == WATCHER:
+            event_poke(c.leases[i].event)
+    until = now_ns() + patience
+    while True:
+        why = load_u32_acquire(&m.wake)
+        if why != PARKED:
+            return why
+        if patience < 0:
+            futex_wait(&m.wake, PARKED, -1)
+        elif until - now_ns() > 0:
+            futex_wait(&m.wake, PARKED, until - now_ns())
+        elif crew_withdraw(c, m):
+            return PARKED
+        else:
+            patience = -1
+
+
+cdef inline void crew_close(Crew* c) noexcept nogil:
+    """Sends every parked worker away, and each other one as soon as it would park."""
+    cdef Mate* m
+    lock_word(&c.lock)
+    store_u32_seq(&c.closing, 1)
+    unlock_word(&c.lock)
+    while True:
+        m = crew_pop(c)
+        if m is NULL:
+            return
+        mate_wake(m, LEAVE)
+
+
+# Giving the lease away. Only the holder may, and only in IO.
+
+cdef inline void lease_lend(Lease* l, Mate* m) noexcept nogil:
+    store_u32_seq(&l.holder, m.index)
+    mate_wake(m, LENT + l.index)
+
+
+cdef inline bint lease_pass(Lease* l, Crew* c) noexcept nogil:
+    """To the worker that parked last; False: none is parked, and the lease stays."""
+    cdef Mate* m = crew_pop(c)
+    if m is NULL:
+        return False
+    lease_lend(l, m)
+    return True
+
+
+cdef inline bint lease_ask(Lease* l, Mate* m) noexcept nogil:
+    """A worker that was seized in WANT has the GIL: it waits, GIL in hand, for the end of the
+    watcher's turn, which is bounded, and comes back as the holder. False: the lease is closed."""
+    store_u32(&m.wake, PARKED)
+    store_u32_seq(&l.asker, m.index + 1)
+    if load_u32_seq(&l.closed):
+        return False
+    event_poke(l.event)
+    while load_u32_acquire(&m.wake) == PARKED:
+        futex_wait(&m.wake, PARKED, -1)
+    return load_u32(&m.wake) != LEAVE
+
+
+cdef inline bint watcher_gives(Lease* l, Crew* c) noexcept nogil:
+    """After each turn of the watcher: to whoever has the GIL and asked; else, while nobody waits for
+    the GIL, to a parked worker. At most one thread a reactor waits for the GIL."""
+    cdef uint32_t asker = load_u32_acquire(&l.asker)
+    if asker:
+        l.gil_waiter = 0
+        store_u32(&l.asker, 0)
+        lease_lend(l, &c.mates[asker - 1])
+        return True
+    return not l.gil_waiter and lease_pass(l, c)
+
+
+cdef inline void watcher_closes(Lease* l, Crew* c) noexcept nogil:
+    """The watcher, as the holder, keeps the lease for good. One that asks now either sees `closed`
+    or is seen here."""
+    cdef uint32_t asker
+    store_u32_seq(&l.closed, 1)
+    asker = load_u32_seq(&l.asker)
+    if asker:
+        mate_wake(&c.mates[asker - 1], LEAVE)
+
+
+# The watcher's judgement.
+
+cdef struct Look:
+    uint64_t word           # at the last look
+    int64_t since           # when it was first seen
+    int64_t at              # the last look
+    int64_t cpu             # the holder's CPU clock then
+    int64_t brisk_until
+    uint32_t still          # looks without news
+
+cdef enum:                  # verdicts
+    LET = 0                 # nothing stands
+    BLOCKED = 1             # a CALL whose thread sleeps
+    COMPUTING = 2           # a CALL that has computed for too long
+    STUCK = 3               # WANT or TAIL beyond patience
+    QUIET = 4               # nothing happens at all
+
+
+cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept nogil:
+    """One look at the word. It takes two of the same CALL for a verdict: a thread whose CPU clock
+    stood still in between is asked for its state as well, because one that the kernel has
+    pre-empted stands still too and is not blocked."""
+    cdef uint64_t word = load_u64_seq(&l.word)
+    cdef uint64_t state = word & STATE
+    cdef uint32_t holder = load_u32(&l.holder)
+    cdef int64_t now = now_ns()
+    cdef int64_t cpu = 0, computed, passed = now - seen.at
+    cdef bint news = word != seen.word
+    seen.at = now
+    if state == CALL and holder != WATCHER:
+        cpu = clock_ns(c.mates[holder].cpu_clock)
+    computed = cpu - seen.cpu
+    seen.cpu = cpu
+    if news:
+        seen.word = word
+        seen.since = now
+        seen.still = 0
+        return LET
+    if state == IO:
+        seen.still += 1
+        return QUIET if seen.still >= IDLE_TICKS else LET
+    if state != CALL:
+        return STUCK if now - seen.since >= PATIENCE else LET
+    if computed * 4 > passed:
+        return COMPUTING if now - seen.since >= (PATIENCE_COMPUTING if gil else TICK) else LET
+    if thread_state(c.mates[holder].tid) == c'R':
+        return LET
+    return BLOCKED
+
+
+cdef inline void watcher_rests(Lease* l, Crew* c, Look* seen, bint quiet) noexcept nogil:
+    """Until the next look; when nothing happened for a while, until somebody publishes. The load of
+    the word after the store of `asleep` meets lease_publish's store and load in the other order."""
+    cdef int64_t tick = TICK_BRISK if seen.at < seen.brisk_until else TICK
+    if not quiet:
+        futex_wait(&l.asleep, 0, tick)
+        return
+    store_u32_seq(&l.asleep, 1)
+    if load_u64_seq(&l.word) == seen.word and not load_u32_seq(&c.closing):
+        futex_wait(&l.asleep, 1, -1)
+    store_u32_seq(&l.asleep, 0)
+    seen.still = 0

@@ -1,0 +1,134 @@
+"""Sockets in four verbs with one contract: a count (or a descriptor), AGAIN, or GONE.
+
+Knows: accept4, recv, sendmsg, shutdown, close on non-blocking descriptors. Never sees: HTTP.
+Invariant: AGAIN means nothing happened and the descriptor will be reported ready; GONE means this
+direction is finished for good, by the peer's end or by an error; EINTR never shows.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EMFILE, ENFILE, errno
+from libc.stdint cimport uint16_t, uint32_t
+from libc.string cimport memset
+
+from fastserve.engine.poll cimport poll_remove
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    int AF_INET, AF_INET6, AF_UNIX, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
+    int IPPROTO_TCP, SOL_SOCKET
+    int accept4(int fd, sockaddr* addr, socklen_t* size, int flags) noexcept
+    ssize_t c_recv "recv"(int fd, void* data, size_t size, int flags) noexcept
+    ssize_t c_sendmsg "sendmsg"(int fd, const msghdr* message, int flags) noexcept
+    ssize_t c_send "send"(int fd, const void* data, size_t size, int flags) noexcept
+    int c_shutdown "shutdown"(int fd, int how) noexcept
+    int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in6_addr:
+        unsigned char s6_addr[16]
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd) noexcept
+
+
+cdef enum:
+    AGAIN = -1
+    GONE = -2
+    SHORT = -3              # accept only: descriptors or kernel memory ran out
+
+
+cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
+    """A connected descriptor, non-blocking and close-on-exec, or AGAIN, GONE (this connection died
+    in the queue: try the next), SHORT. `peer` has room for both IP families."""
+    cdef socklen_t size = sizeof(sockaddr_in6)
+    cdef int fd = accept4(listener, <sockaddr*>peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if fd >= 0:
+        return fd
+    if errno == EAGAIN:
+        return AGAIN
+    if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+        return SHORT
+    return GONE
+
+
+cdef inline void net_no_delay(int fd) noexcept nogil:
+    cdef int on = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+
+
+cdef inline ssize_t net_verdict(ssize_t n) noexcept nogil:
+    if n > 0:
+        return n
+    if n < 0 and (errno == EAGAIN):
+        return AGAIN
+    return GONE
+
+
+cdef inline ssize_t net_recv(int fd, void* data, size_t size) noexcept nogil:
+    cdef ssize_t n = c_recv(fd, data, size, 0)
+    while n < 0 and errno == EINTR:
+        n = c_recv(fd, data, size, 0)
+    return net_verdict(n)
+
+
+cdef inline ssize_t net_send(int fd, const void* data, size_t size) noexcept nogil:
+    cdef ssize_t n = c_send(fd, data, size, MSG_NOSIGNAL)
+    while n < 0 and errno == EINTR:
+        n = c_send(fd, data, size, MSG_NOSIGNAL)
+    return net_verdict(n)
+
+
+cdef inline ssize_t net_send_two(int fd, const void* first, size_t first_size,
+                                 const void* second, size_t second_size) noexcept nogil:
+    """One message of two parts, either of which may be empty."""
+    cdef iovec parts[2]
+    cdef msghdr m
+    cdef ssize_t n
+    if second_size == 0:
+        return net_send(fd, first, first_size)
+    if first_size == 0:
+        return net_send(fd, second, second_size)
+    parts[0].iov_base = <void*>first
+    parts[0].iov_len = first_size
+    parts[1].iov_base = <void*>second
+    parts[1].iov_len = second_size
+    memset(&m, 0, sizeof(m))
+    m.msg_iov = parts
+    m.msg_iovlen = 2
+    n = c_sendmsg(fd, &m, MSG_NOSIGNAL)
+    while n < 0 and errno == EINTR:
+        n = c_sendmsg(fd, &m, MSG_NOSIGNAL)
+    return net_verdict(n)
+
+
+cdef inline void net_end(int fd) noexcept nogil:
+    """No more from us: the peer reads what was sent, then the end."""
+    c_shutdown(fd, SHUT_WR)
+
+
+cdef inline void net_cut(int fd) noexcept nogil:
+    """Both directions end now; the descriptor stays its owner's to close."""
+    c_shutdown(fd, SHUT_RDWR)
+
+
+cdef inline void net_close(int epoll, int fd) noexcept nogil:
+    """Leaves the epoll set before it closes: a forked child may share both, and then a close alone
+    would leave the registration behind."""
+    poll_remove(epoll, fd)
+    c_close(fd)

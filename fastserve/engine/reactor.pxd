@@ -1,0 +1,288 @@
+"""A reactor and its house: what they own, and the small words over it.
+
+Knows: which pools, lists and counters belong together, and how a connection borrows and returns.
+Never sees: when, and in which order: that is `_core.pyx`. No Python object: the owner of a large
+reply is an opaque pointer that is handed back to the house.
+Invariant: everything in a Reactor belongs to the holder of its lease, but for `inbox` (any thread
+pushes) and `stats` (one writer, any reader). What several threads of a House touch is atomic or
+stands behind `lock`.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from fastserve.engine.atomics cimport (
+    add_u32, futex_wake, lock_word, now_ns, store_u32, unlock_word,
+)
+from fastserve.engine.conn cimport (
+    LARGE_MEMORY, LARGE_OBJECT, NO_LARGE, Conn, Input, Output, Queue, Slots, input_at, slot_tag,
+)
+from fastserve.engine.deadline cimport Deadlines, timer_start, timer_touch
+from fastserve.engine.http1 cimport http1_begin
+from fastserve.engine.lease cimport Crew, Lease
+from fastserve.engine.limits cimport Limits
+from fastserve.engine.poll cimport poll_change
+from fastserve.engine.pool cimport (
+    Bodies, Pool, body_drop, mem_give, mem_grow, pool_lend, pool_return,
+)
+from fastserve.engine.reply cimport Scribe
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+
+
+cdef enum:                      # tags of the epoll set that are no connection's
+    EVENT_TAG = 1
+    SIGNAL_TAG = 2
+    LISTENER_TAG = 16
+    FIRST_TAG = 0x100000000     # a connection's: its generation is at least 1
+
+cdef enum:
+    LISTENERS = 16              # of one reactor
+    NOTES = 64                  # messages that wait for the keeper
+    MINUTE = 60_000_000_000
+
+cdef enum:                      # Conn.timed_by
+    BY_NOTHING = 0
+    BY_IDLE = 1
+    BY_HEAD = 2
+    BY_BODY = 3
+    BY_WRITE = 4
+    BY_LINGER = 5
+
+cdef enum:                      # what the core has to say; the keeper puts it into words
+    NOTE_CONCURRENCY = 0
+    NOTE_QUEUE = 1
+    NOTE_ACCEPT = 2
+    NOTE_GROW = 3
+    NOTE_KINDS = 4
+
+
+cdef struct Stats:
+    uint64_t accepted
+    uint64_t refused            # connections beyond `concurrency`
+    uint64_t requests           # answered by a handler
+    uint64_t shed_full          # 503: the queue was full
+    uint64_t shed_old           # 503: waited for queue_timeout
+    uint64_t cut                # connections that shutdown ended in the middle of a request
+    uint64_t timed_out_idle
+    uint64_t timed_out_write
+    uint64_t handoffs_blocked
+    uint64_t handoffs_computing
+    uint64_t handoffs_gil
+    uint64_t passed_first
+    uint64_t statuses[6]        # replies by hundreds of their status
+    uint64_t refusals[200]      # replies to what never became a request, by status - 400
+
+
+cdef struct Listener:
+    int fd
+    uint8_t local               # a unix socket
+    uint8_t shared              # other sets watch it too
+
+
+cdef struct Note:
+    uint32_t kind
+    int64_t value
+
+
+cdef struct Reactor:
+    Lease lease
+    House* house
+    pthread_t watcher
+    int epoll
+    int64_t now                 # of this turn
+    Queue ready
+    Conn* dirty                 # connections with output to flush
+    Conn* inbox                 # atomic: connections that come home
+    Conn* calling               # the one whose handler runs under CALL
+    uint32_t blocking           # moving average of handlers seen to block, in 1/1024
+    bint draining
+    bint drained
+    Scribe scribe
+    Slots slots
+    Pool inputs
+    Pool outputs
+    Bodies bodies
+    Deadlines idle, heads, bodies_due, writes, lingers
+    int64_t accept_again        # NEVER while accepting
+    int64_t accept_pause
+    uint32_t n_listeners
+    Listener listeners[LISTENERS]
+    Stats stats
+
+
+cdef struct House:
+    # One server, as native code sees it.
+    Limits limits
+    Crew crew
+    Reactor* reactors
+    uint32_t n_reactors
+    bint gil                    # Python's threads take turns
+    uint32_t refs               # atomic: the server object and every worker inside `work`
+    uint32_t connections        # atomic
+    uint64_t conn_ids           # atomic
+    uint32_t draining           # atomic: no new connection, no keep-alive
+    int64_t cut_at              # atomic: when draining ends; NEVER
+    uint32_t drained            # atomic: reactors without a connection, or cut
+    uint32_t closing            # atomic: threads leave
+    uint32_t bell               # futex: something changed that the main thread waits for
+    int64_t exit_at             # atomic: when a process whose main thread cannot come back ends; NEVER
+    uint32_t signals            # INT and TERM seen, by the holder of the first reactor
+    int last_signal
+    uint32_t max_workers
+    int64_t shutdown_timeout
+    int signal_fd               # end of the socket pair that Python's signal handler writes to; -1
+    uint32_t keeper_bell        # futex the keeper sleeps on
+    uint32_t workers            # atomic: threads inside `work`
+    uint32_t growing            # atomic: a worker more is wanted
+    uint32_t lock               # of what follows
+    void** dropped              # owners of sent replies, to be released under the GIL
+    uint32_t n_dropped          # read without the lock, as a hint
+    uint32_t dropped_room
+    uint32_t n_notes
+    uint64_t notes_lost
+    Note notes[NOTES]
+    int64_t noted[NOTE_KINDS]   # when each kind was last said
+
+
+cdef inline int64_t earlier(int64_t a, int64_t b) noexcept nogil:
+    return a if a < b else b
+
+
+# What a connection borrows.
+
+cdef inline Input* lend_input(Reactor* r) noexcept nogil:
+    cdef void* block = pool_lend(&r.inputs)
+    cdef Limits* lim = &r.house.limits
+    cdef Input* i
+    if block is NULL:
+        return NULL
+    i = input_at(block, lim.fields, lim.input_room)
+    http1_begin(&i.head)
+    return i
+
+
+cdef inline void give_input(Reactor* r, Conn* c) noexcept nogil:
+    if c.input is not NULL:
+        pool_return(&r.inputs, c.input)
+        c.input = NULL
+
+
+cdef inline bint lend_output(Reactor* r, Conn* c) noexcept nogil:
+    if c.output is NULL:
+        c.output = <Output*>pool_lend(&r.outputs)
+        if c.output is NULL:
+            return False
+        c.output.start = c.output.end = 0
+    return True
+
+
+cdef inline void give_output(Reactor* r, Conn* c) noexcept nogil:
+    if c.output is not NULL:
+        pool_return(&r.outputs, c.output)
+        c.output = NULL
+
+
+cdef inline void house_drops(House* h, void* owner) noexcept nogil:
+    """An object whose bytes are sent: released when somebody has the GIL anyway, or by the keeper."""
+    cdef void** more
+    lock_word(&h.lock)
+    if h.n_dropped == h.dropped_room:
+        more = <void**>mem_grow(h.dropped, 2 * h.dropped_room * sizeof(void*))
+        if more is NULL:
+            # Without memory for a pointer the object is lost, which beats a wrong count.
+            unlock_word(&h.lock)
+            return
+        h.dropped = more
+        h.dropped_room *= 2
+    h.dropped[h.n_dropped] = owner
+    store_u32(&h.n_dropped, h.n_dropped + 1)
+    unlock_word(&h.lock)
+
+
+cdef inline void give_large(Reactor* r, Conn* c) noexcept nogil:
+    if c.large.kind == LARGE_OBJECT:
+        house_drops(r.house, c.large.owner)
+    elif c.large.kind == LARGE_MEMORY:
+        mem_give(c.large.owner)
+    c.large.kind = NO_LARGE
+    c.large.size = c.large.sent = 0
+
+
+cdef inline void give_buffers(Reactor* r, Conn* c) noexcept nogil:
+    give_input(r, c)
+    give_output(r, c)
+    give_large(r, c)
+    body_drop(&r.bodies, &c.body)
+
+
+# What the reactor remembers of it.
+
+cdef inline void make_dirty(Reactor* r, Conn* c) noexcept nogil:
+    if not c.dirty:
+        c.dirty = True
+        c.next_dirty = r.dirty
+        r.dirty = c
+
+
+cdef inline void undirty(Reactor* r, Conn* c) noexcept nogil:
+    """A connection that ends may still be listed; rare, so the list is walked."""
+    cdef Conn** at = &r.dirty
+    if not c.dirty:
+        return
+    while at[0] is not c:
+        at = &at[0].next_dirty
+    at[0] = c.next_dirty
+    c.dirty = False
+
+
+cdef inline void arm(Reactor* r, Conn* c, uint32_t events) noexcept nogil:
+    if c.armed != events:
+        c.armed = events
+        poll_change(r.epoll, c.fd, events, slot_tag(c))
+
+
+cdef inline void time_idle(Reactor* r, Conn* c) noexcept nogil:
+    """The deadline of a connection that nothing else is waited for."""
+    cdef int64_t period = r.house.limits.idle_timeout
+    if c.timed_by == BY_IDLE:
+        timer_touch(&r.idle, &c.timer, r.now, period)
+    else:
+        c.timed_by = BY_IDLE
+        timer_start(&r.idle, &c.timer, r.now + period + (period >> 6))
+
+
+cdef inline void time_by(Reactor* r, Conn* c, uint8_t kind, int64_t at) noexcept nogil:
+    cdef Deadlines* d = &r.heads
+    if kind == BY_BODY:
+        d = &r.bodies_due
+    elif kind == BY_WRITE:
+        d = &r.writes
+    elif kind == BY_LINGER:
+        d = &r.lingers
+    c.timed_by = kind
+    timer_start(d, &c.timer, at)
+
+
+cdef inline void wake_keeper(House* h) noexcept nogil:
+    add_u32(&h.keeper_bell, 1)
+    futex_wake(&h.keeper_bell, 1)
+
+
+cdef inline void note(House* h, uint32_t kind, int64_t value) noexcept nogil:
+    """Something for the log, at most once a minute for each kind; never blocks for long, may be lost."""
+    cdef int64_t now = now_ns()
+    lock_word(&h.lock)
+    if h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
+        unlock_word(&h.lock)
+        return
+    h.noted[kind] = now
+    if h.n_notes == NOTES:
+        h.notes_lost += 1
+    else:
+        h.notes[h.n_notes].kind = kind
+        h.notes[h.n_notes].value = value
+        h.n_notes += 1
+    unlock_word(&h.lock)
+    wake_keeper(h)

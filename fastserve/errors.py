@@ -1,0 +1,34 @@
+"""The errors that a program may catch, and nothing else.
+
+Knows: which errors exist and when each is raised. Never sees: a request, a socket or a setting.
+Invariant: every error that fastserve itself raises on purpose is a `FastserveError`, except that a
+wrong argument is the TypeError or ValueError that Python programmers expect.
+"""
+
+__all__ = ["ContextExpired", "FastserveError", "ServerClosed", "StartError"]
+
+
+class FastserveError(Exception):
+    """The base of all errors below; never raised itself."""
+
+
+class ContextExpired(FastserveError, RuntimeError):
+    """A `RequestCtx`, or a view of one (headers, args, body), was used after its handler had returned.
+
+    What a handler took from it before (`bytes`, `str`) is its own and stays valid.
+    """
+
+
+class ServerClosed(FastserveError):
+    """The server was asked for something that only a running one can do, after it had been shut down.
+
+    Also raised in the child of a fork, where every server of the parent counts as shut down.
+    """
+
+
+class StartError(FastserveError):
+    """The server cannot start: an address is taken or forbidden, a resource is missing.
+
+    The message is one line that a person can act on; no listener stays open. The command line prints
+    it and exits with status 3.
+    """

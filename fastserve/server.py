@@ -1,0 +1,344 @@
+"""A server: where it listens, the threads that are its workers, how it is stopped.
+
+Knows: sockets before they serve, Python threads, signals, forks and the end of the interpreter.
+Never sees: a connection or a request; those are the core's.
+Invariant: a listener belongs to the core from the moment it is handed over; every native thread is
+joined before the interpreter goes, whoever forgot to call `shutdown`.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from fastserve._core import Core, RequestCtx
+from fastserve.binds import Bind, parse_bind
+from fastserve.config import Config
+from fastserve.errors import ServerClosed, StartError
+
+__all__ = ["Handler", "Server"]
+
+Handler = Callable[[RequestCtx], None]
+
+WORKER_EXIT = 0.5
+"""Seconds that `shutdown` waits for the threads of parked workers to end."""
+
+
+class Server:
+    """An HTTP/1.1 server around one handler.
+
+    `handler(ctx)` is called once a request, in one of the worker threads, and returns None. Keyword
+    arguments are the fields of `Config`; or give a whole `config`. TypeError or ValueError if one is wrong.
+    """
+
+    def __init__(self, handler: Handler, *, config: Config | None = None, **fields: Any) -> None:
+        if not callable(handler):
+            raise TypeError(f"a handler is callable, which {type(handler).__name__} is not")
+        if config is not None and fields:
+            raise TypeError("give either config or its fields, not both")
+        self._handler = handler
+        self._config = config if config is not None else Config(**fields)
+        self._core: Core | None = None
+        self._threads: list[threading.Thread] = []
+        self._free_places: list[int] = []
+        self._lock = threading.Lock()
+        self._addresses: list[str] = []
+        self._socket_files: list[tuple[str, int, int]] = []
+        self._clean: bool | None = None
+
+    @property
+    def config(self) -> Config:
+        """The limits; after `start` with every None replaced by what was chosen."""
+        return self._config
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the server listens: `127.0.0.1:8000`, `[::1]:8000`, `unix:/path`; empty before `start`."""
+        return list(self._addresses)
+
+    def start(self, *binds: str | Bind) -> Self:
+        """Listens and returns at once; installs no signal handler.
+
+        `binds`: `host:port` (port 0: the kernel chooses), `[::1]:port`, `unix:/path`, `fd:N`; by default
+        `127.0.0.1:8000`. StartError if an address cannot be had: then nothing listens.
+        """
+        if self._core is not None:
+            raise StartError("this server was started before: make a new one")
+        _refuse_patched_threads()
+        self._config = self._config.resolved()
+        core = Core(self._handler, self._config)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_socket_files)
+            for bind in binds or ("127.0.0.1:8000",):
+                for listener in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
+                    self._hand_over(core, listener)
+            undo.pop_all()
+        self._core = core
+        core.start()
+        _running.add(self)
+        started = threading.Semaphore(0)
+        for index in range(self._config.max_workers or 0):
+            if index < self._config.workers:
+                self._start_worker(index, spare=False)
+            else:
+                self._free_places.insert(0, index)
+        keeper = threading.Thread(target=core.keep, args=(self._grow,), name="fastserve-keeper", daemon=True)
+        keeper.start()
+        self._threads.append(keeper)
+        del started
+        return self
+
+    def serve(self, *binds: str | Bind, ready: Callable[["Server"], object] | None = None) -> bool:
+        """Listens and blocks until INT or TERM, or `shutdown` from another thread.
+
+        In the main thread a first INT or TERM drains within `shutdown_timeout`, a second INT ends the
+        process at once with status 130, both even while every handler hangs. The handlers that were
+        installed before come back at the end. `ready(server)` is called once when listening. True:
+        nothing was cut off.
+        """
+        with self._signals() as descriptor:
+            self.start(*binds)
+            core = self._running_core()
+            if descriptor is not None:
+                core.hear(descriptor)
+            try:
+                if ready is not None:
+                    ready(self)
+                core.wait()
+            finally:
+                clean = self.shutdown(0)
+        return clean
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Stops accepting, lets what runs or is queued finish within `timeout` seconds (default:
+        `shutdown_timeout`), cuts the rest. True: nothing was cut off. Callable from any thread but a
+        worker's, and again: a later call may only bring the end nearer."""
+        core = self._running_core()
+        core.drain(self._config.shutdown_timeout if timeout is None else timeout)
+        clean = core.wait()
+        with self._lock:
+            if self._clean is None:
+                core.close()
+                self._clean = clean
+                self._remove_socket_files()
+        deadline = time.monotonic() + WORKER_EXIT
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()) if thread.is_alive() else 0)
+        _running.discard(self)
+        return self._clean
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since `start`, and what is in use now; readable from any thread at any time.
+
+        ServerClosed before `start` and in the child of a fork.
+        """
+        return self._running_core().stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._core is not None and self._clean is None:
+            self.shutdown()
+
+    def _running_core(self) -> Core:
+        if self._core is None:
+            raise ServerClosed("this server was not started")
+        return self._core
+
+    # Workers.
+
+    def _start_worker(self, index: int, spare: bool) -> None:
+        thread = threading.Thread(target=self._work, args=(index, spare), daemon=True,
+                                  name=f"fastserve-worker-{index}")
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self, index: int, spare: bool) -> None:
+        self._running_core().work(index, spare)
+        if spare:
+            with self._lock:
+                self._free_places.append(index)
+                self._threads = [t for t in self._threads if t is not threading.current_thread()]
+
+    def _grow(self) -> None:
+        """By the keeper: one worker more, as long as there are places."""
+        with self._lock:
+            index = self._free_places.pop() if self._free_places else None
+        if index is not None:
+            self._start_worker(index, spare=True)
+
+    # Listeners.
+
+    def _listen(self, bind: Bind) -> Iterator[list[socket.socket]]:
+        """For each address of a bind, a socket a reactor."""
+        count = self._config.reactors or 1
+        try:
+            if bind.kind == "unix":
+                first = self._listen_unix(bind)
+                yield [first, *(first.dup() for _ in range(count - 1))]
+            elif bind.kind == "fd":
+                first = socket.socket(fileno=os.dup(bind.fd))
+                yield [first, *(first.dup() for _ in range(count - 1))]
+            else:
+                for family, address in _resolve(bind):
+                    yield self._listen_tcp(family, address, count)
+        except OSError as error:
+            raise StartError(f"cannot listen on {bind}: {os.strerror(error.errno or 0)}") from error
+
+    def _listen_tcp(self, family: int, address: Any, count: int) -> list[socket.socket]:
+        """The first socket binds alone, so that a taken port is an error; only then may siblings join it."""
+        sockets: list[socket.socket] = []
+        try:
+            for _ in range(count):
+                s = socket.socket(family, socket.SOCK_STREAM)
+                sockets.append(s)
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if len(sockets) > 1 or self._config.reuse_port:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                s.bind(address)
+                if len(sockets) == 1:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1 if count > 1 else 0)
+                    address = s.getsockname()
+                s.listen(self._config.backlog)
+        except OSError:
+            for s in sockets:
+                s.close()
+            raise
+        return sockets
+
+    def _listen_unix(self, bind: Bind) -> socket.socket:
+        """A stale socket file is replaced only if nobody answers on it."""
+        path = bind.path
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    probe.setblocking(False)
+                    try:
+                        probe.connect(path)
+                        answered = True
+                    except ConnectionRefusedError:
+                        answered = False
+                    except BlockingIOError:
+                        answered = True
+                if not answered:
+                    os.unlink(path)
+            s.bind(path)
+            os.chmod(path, bind.mode)
+            s.listen(self._config.backlog)
+            made = os.stat(path)
+            self._socket_files.append((path, made.st_dev, made.st_ino))
+        except OSError:
+            s.close()
+            raise
+        return s
+
+    def _remove_socket_files(self) -> None:
+        """Those that this server made, unless somebody has put another file in their place."""
+        for path, device, inode in self._socket_files:
+            with contextlib.suppress(OSError):
+                now = os.stat(path)
+                if (now.st_dev, now.st_ino) == (device, inode):
+                    os.unlink(path)
+        self._socket_files.clear()
+
+    def _hand_over(self, core: Core, sockets: list[socket.socket]) -> None:
+        local = sockets[0].family == socket.AF_UNIX
+        self._addresses.append(_printable(sockets[0]))
+        shared = len(sockets) > 1 and (local or not sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+        for index, s in enumerate(sockets):
+            s.setblocking(False)
+            core.listen(index, s.detach(), local, shared)
+
+    # Signals.
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[int | None]:
+        """In the main thread: INT and TERM reach the core through a descriptor that Python's C-level
+        signal handler writes to, so that they work while Python is stuck."""
+        if threading.current_thread() is not threading.main_thread():
+            yield None
+            return
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}
+        descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def restore() -> None:
+            signal.set_wakeup_fd(descriptor)
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+        self._restore_signals = restore
+        try:
+            yield reader.fileno()
+        finally:
+            del self._restore_signals
+            restore()
+            reader.close()
+            writer.close()
+
+    def _forked(self) -> None:
+        """In the child of a fork."""
+        restore = getattr(self, "_restore_signals", None)
+        if restore is not None:
+            restore()
+        if self._core is not None:
+            self._core.forked()
+
+
+_running: "weakref.WeakSet[Server]" = weakref.WeakSet()
+
+
+def _resolve(bind: Bind) -> list[tuple[int, Any]]:
+    found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    if not found:
+        raise StartError(f"cannot listen on {bind}: the name has no address")
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _printable(s: socket.socket) -> str:
+    name = s.getsockname()
+    if s.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    return f"[{name[0]}]:{name[1]}" if s.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+
+
+def _refuse_patched_threads() -> None:
+    """gevent and eventlet replace threads by greenlets, on which nothing here could run in parallel."""
+    import _thread
+
+    if threading.Thread.start.__module__ != "threading" or threading._start_new_thread is not _thread.start_new_thread:  # type: ignore[attr-defined]
+        raise StartError("threading is patched (gevent, eventlet): fastserve needs real threads")
+
+
+def _at_exit() -> None:
+    """A program that falls off its end without `shutdown` leaves nothing native behind."""
+    for server in list(_running):
+        with contextlib.suppress(ServerClosed):
+            server.shutdown(0)
+
+
+def _after_fork() -> None:
+    for server in list(_running):
+        server._forked()
+    _running.clear()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)
