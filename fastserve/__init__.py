@@ -1,22 +1,18 @@
 """An HTTP/1.1 server: warm workers, reused buffers, one context.
 
-Public names only; `Server` and `RequestCtx` are where to begin.
+Public names only; `Server` and `RequestCtx` are where to begin. What needs the compiled core is
+imported at first use, so that a tree that was never compiled can say so in one line.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from fastserve.config import Config
 from fastserve.errors import ContextExpired, FastserveError, ServerClosed, StartError
 
-try:
-    from fastserve._core import RequestCtx
-except ModuleNotFoundError as error:
-    if error.name != "fastserve._core":
-        raise
-    raise ImportError(
-        "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
-    ) from None
-
-from fastserve.args import Args
-from fastserve.server import Server
+if TYPE_CHECKING:
+    from fastserve._core import Headers, RequestCtx
+    from fastserve.args import Args
+    from fastserve.server import Server
 
 __version__ = "0.1.0"
 
@@ -25,8 +21,33 @@ __all__ = [
     "Config",
     "ContextExpired",
     "FastserveError",
+    "Headers",
     "RequestCtx",
     "Server",
     "ServerClosed",
     "StartError",
 ]
+
+_HOMES = {
+    "Args": "fastserve.args",
+    "Headers": "fastserve._core",
+    "RequestCtx": "fastserve._core",
+    "Server": "fastserve.server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
+    import importlib
+
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "fastserve._core":
+            raise
+        raise ImportError(
+            "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
+        ) from None
+    globals()[name] = value
+    return value

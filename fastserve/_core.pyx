@@ -17,8 +17,8 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastserve.engine.atomics cimport (
     add_u32, add_u64, cas_ptr_release, count_u64, futex_wait, futex_wake, load_i64, load_ptr, load_u32,
-    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq, store_u64_release, sub_u32,
-    swap_ptr, unlock_word, wall_seconds,
+    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
+    store_u64_release, sub_u32, swap_ptr, unlock_word, wall_seconds,
 )
 from fastserve.engine.body cimport chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
@@ -27,12 +27,12 @@ from fastserve.engine.conn cimport (
     slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
-    NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_start, timer_stop,
+    NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
 )
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
-    BLOCKED, BRISK, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER, Crew,
-    Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_make, lease_pass, lease_publish, lease_seize,
+    BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, QUIET, STATE, STUCK, TAIL, WANT, WATCHER, Lease,
+    Look, Mate, crew_close, crew_park, lease_ask, lease_make, lease_pass, lease_publish, lease_seize,
     lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
     watcher_gives, watcher_looks, watcher_rests,
 )
@@ -50,13 +50,13 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_HEAD, BY_LINGER, BY_NOTHING, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_GROW, NOTE_QUEUE, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
+    BY_BODY, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
+    NOTE_CONCURRENCY, NOTE_QUEUE, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
     give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty, note, pthread_t,
     time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
-    NAME_MAX, OWN_DATE, OWN_SERVER, REPLY_HEAD_ROOM, Reply, Scribe, put, reply_error, reply_head, scribe_date,
+    OWN_DATE, OWN_SERVER, REPLY_HEAD_ROOM, Reply, Scribe, put, reply_error, reply_head, scribe_date,
     scribe_make, status_has_body,
 )
 
@@ -180,8 +180,8 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
     cdef House* h = r.house
     cdef sockaddr_in6 peer
     cdef Conn* c
-    cdef int n, fd
-    for n in range(ACCEPTS):
+    cdef int _, fd
+    for _ in range(ACCEPTS):
         fd = net_accept(r.listeners[i].fd, &peer)
         if fd == AGAIN:
             return
@@ -349,7 +349,7 @@ cdef int take_body(Reactor* r, Conn* c) noexcept nogil:
         c.body.used += made
         i.end -= <uint32_t>used
         memmove(i.data + at, i.data + at + used, i.end - at)
-        if <int64_t>c.body.used > lim.body_size:
+        if <int64_t>(c.chunked.size + c.chunked.left) > lim.body_size:
             return 413
         if verdict != MORE:
             return verdict
@@ -763,11 +763,12 @@ cdef void ebb(Reactor* r) noexcept nogil:
         r.drained = True
     else:
         if load_i64(&h.exit_at) <= r.now:
-            _exit(128 + h.last_signal)
+            _exit(128 + <int>load_u32(&h.last_signal))
         return
-    if add_u32(&h.drained, 1) == h.n_reactors and h.signal_fd >= 0:
+    if load_u32(&h.last_signal):
         # From here on only the main thread is waited for, and it may be unable to come.
         store_i64(&h.exit_at, r.now + EXIT_PATIENCE)
+    add_u32(&h.drained, 1)
     ring(h)
 
 
@@ -824,12 +825,10 @@ cdef void hear_signals(House* h) noexcept nogil:
     cdef ssize_t i
     for i in range(n):
         if numbers[i] == SIGINT or numbers[i] == SIGTERM:
-            h.signals += 1
-            h.last_signal = numbers[i]
-            if h.signals == 1:
-                begin_drain(h, h.shutdown_timeout)
-            elif numbers[i] == SIGINT:
+            if load_u32(&h.last_signal) and numbers[i] == SIGINT:
                 _exit(128 + SIGINT)
+            store_u32(&h.last_signal, numbers[i])
+            begin_drain(h, h.shutdown_timeout)
     ring(h)
 
 

@@ -7,7 +7,9 @@
 # What an accessor returns is the caller's own: bytes and str, never a view of a buffer.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
+from cpython.unicode cimport (
+    PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8,
+)
 
 from fastserve.engine.http1 cimport ASTERISK
 from fastserve.engine.net cimport AF_INET, AF_INET6
@@ -220,6 +222,9 @@ cdef class RequestCtx:
             self.check()
             if self.conn.in_place:
                 return PyBytes_FromStringAndSize(self.base + self.head.size, self.conn.consumed - self.head.size)
+            if self.head.chunked:
+                # Behind the body lie the lines of the trailer section.
+                return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.chunked.size)
             return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.body.used)
 
     def json(self) -> object:

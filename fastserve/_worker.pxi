@@ -60,6 +60,8 @@ cdef class Worker:
             if not wanted:
                 return 0
             self.call()
+            if self.house.forked:
+                return 0
 
     cdef void call(self) noexcept:
         """The word says WANT, and the GIL has come: runs the handlers that are ready, one batch."""
@@ -245,9 +247,9 @@ cdef class Core:
                 self.house.n_reactors = i
                 raise OSError("no thread could be started for a reactor")
 
-    def work(self, uint32_t index, bint spare) -> None:
+    def work(self, uint32_t index, bint spare, ready) -> None:
         """What a worker thread does. `index` is its own place among `max_workers`; a spare one leaves
-        when nobody needed it for `max_idle_worker_duration`."""
+        when nobody needed it for `max_idle_worker_duration`. `ready()` is called behind the hook."""
         cdef Worker worker = Worker.__new__(Worker, self, index)
         cdef int64_t idle = ns(self.config.max_idle_worker_duration) if spare else -1
         add_u32(&self.house.refs, 1)
@@ -255,6 +257,7 @@ cdef class Core:
         try:
             if self.config.on_worker_start is not None:
                 self.config.on_worker_start()
+            ready()
             worker.run(idle)
         finally:
             sub_u32(&self.house.workers, 1)
@@ -280,8 +283,14 @@ cdef class Core:
         finally:
             leave_house(h)
 
+    cdef int check(self) except -1:
+        if self.house.forked:
+            raise ServerClosed("this server belongs to the parent process")
+        return 0
+
     def drain(self, double timeout) -> None:
         """Stops accepting; what runs or is queued finishes within `timeout` seconds, then is cut."""
+        self.check()
         begin_drain(self.house, ns(timeout))
 
     def wait(self) -> bool:
@@ -289,6 +298,7 @@ cdef class Core:
         True: nothing was cut off."""
         cdef House* h = self.house
         cdef uint32_t seen
+        self.check()
         while True:
             seen = load_u32_seq(&h.bell)
             if load_u32_seq(&h.drained) == h.n_reactors:
@@ -326,6 +336,10 @@ cdef class Core:
         cdef uint32_t i, k
         self.closed = True
         self.started = False
+        h.forked = 1
+        # Nothing of the parent's is ever freed here: its threads, which may be in the middle of it,
+        # are not in this process to finish.
+        add_u32(&h.refs, 1)
         for i in range(h.n_reactors):
             r = &h.reactors[i]
             for k in range(r.n_listeners):
@@ -335,9 +349,6 @@ cdef class Core:
                     c_close(r.slots.table[k].fd)
             c_close(r.epoll)
             c_close(r.lease.event)
-        # Nothing of the parent's is freed here: its threads, which might be in the middle of it, are
-        # not in this process to finish.
-        self.house = NULL
 
     def stats(self) -> dict:
         """Counters since the start, summed over the reactors, and what is in use now."""
@@ -345,8 +356,7 @@ cdef class Core:
         cdef Reactor* r
         cdef Stats* s
         cdef uint32_t i, k
-        if h is NULL:
-            raise ServerClosed("this server belongs to the parent process")
+        self.check()
         total = dict.fromkeys((
             "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
             "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "handoffs_blocked",

@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _CannotStart(Exception):
-    """The message is the one line for stderr."""
+    """Its text is the one line for stderr."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
     try:
         for bind in binds:
             parse_bind(bind)
-        from fastserve.server import Server
+        from fastserve import Server
     except (ValueError, ImportError) as error:
         raise _CannotStart(error) from None
     handler = _load(target)

@@ -8,16 +8,18 @@ joined before the interpreter goes, whoever forgot to call `shutdown`.
 
 import atexit
 import contextlib
+import inspect
+import logging
 import os
+import queue
 import signal
 import socket
 import stat
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import BuiltinFunctionType, TracebackType
 from typing import Any, Self
 
 from fastserve._core import Core, RequestCtx
@@ -26,6 +28,8 @@ from fastserve.config import Config
 from fastserve.errors import ServerClosed, StartError
 
 __all__ = ["Handler", "Server"]
+
+_log = logging.getLogger("fastserve.error")
 
 Handler = Callable[[RequestCtx], None]
 
@@ -43,6 +47,8 @@ class Server:
     def __init__(self, handler: Handler, *, config: Config | None = None, **fields: Any) -> None:
         if not callable(handler):
             raise TypeError(f"a handler is callable, which {type(handler).__name__} is not")
+        if inspect.iscoroutinefunction(handler):
+            raise TypeError("a handler is a plain function: a coroutine would never be awaited")
         if config is not None and fields:
             raise TypeError("give either config or its fields, not both")
         self._handler = handler
@@ -54,6 +60,7 @@ class Server:
         self._addresses: list[str] = []
         self._socket_files: list[tuple[str, int, int]] = []
         self._clean: bool | None = None
+        self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     @property
     def config(self) -> Config:
@@ -79,22 +86,24 @@ class Server:
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_socket_files)
             for bind in binds or ("127.0.0.1:8000",):
-                for listener in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
-                    self._hand_over(core, listener)
+                for sockets, shared in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
+                    self._hand_over(core, sockets, shared)
             undo.pop_all()
         self._core = core
         core.start()
         _running.add(self)
-        started = threading.Semaphore(0)
-        for index in range(self._config.max_workers or 0):
-            if index < self._config.workers:
-                self._start_worker(index, spare=False)
-            else:
-                self._free_places.insert(0, index)
+        workers, places = self._config.workers, self._config.max_workers or self._config.workers
+        self._free_places = list(range(places - 1, workers - 1, -1))
+        for index in range(workers):
+            self._start_worker(index, spare=False)
         keeper = threading.Thread(target=core.keep, args=(self._grow,), name="fastserve-keeper", daemon=True)
         keeper.start()
         self._threads.append(keeper)
-        del started
+        for _ in range(workers if self._config.on_worker_start is not None else 0):
+            error = self._ready.get()
+            if error is not None:
+                self.shutdown(0)
+                raise StartError(f"on_worker_start failed: {error!r}") from error
         return self
 
     def serve(self, *binds: str | Bind, ready: Callable[["Server"], object] | None = None) -> bool:
@@ -120,9 +129,12 @@ class Server:
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Stops accepting, lets what runs or is queued finish within `timeout` seconds (default:
-        `shutdown_timeout`), cuts the rest. True: nothing was cut off. Callable from any thread but a
-        worker's, and again: a later call may only bring the end nearer."""
+        `shutdown_timeout`), cuts the rest. True: nothing was cut off. Callable from any thread, and
+        again: a later call may only bring the end nearer. RuntimeError inside a handler, which would
+        wait for itself."""
         core = self._running_core()
+        if threading.current_thread() in self._threads:
+            raise RuntimeError("a handler cannot wait for the end of its own server")
         core.drain(self._config.shutdown_timeout if timeout is None else timeout)
         clean = core.wait()
         with self._lock:
@@ -132,8 +144,7 @@ class Server:
                 self._remove_socket_files()
         deadline = time.monotonic() + WORKER_EXIT
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()) if thread.is_alive() else 0)
+            thread.join(max(0.0, deadline - time.monotonic()))
         _running.discard(self)
         return self._clean
 
@@ -166,7 +177,12 @@ class Server:
         self._threads.append(thread)
 
     def _work(self, index: int, spare: bool) -> None:
-        self._running_core().work(index, spare)
+        try:
+            self._running_core().work(index, spare, lambda: self._ready.put(None))
+        except BaseException as error:  # of the hook: a handler's never come here
+            self._ready.put(error)
+            if spare:
+                _log.exception("on_worker_start failed: no further worker")
         if spare:
             with self._lock:
                 self._free_places.append(index)
@@ -181,21 +197,21 @@ class Server:
 
     # Listeners.
 
-    def _listen(self, bind: Bind) -> Iterator[list[socket.socket]]:
-        """For each address of a bind, a socket a reactor."""
+    def _listen(self, bind: Bind) -> Iterator[tuple[list[socket.socket], bool]]:
+        """For each address of a bind, a socket a reactor, and whether all are copies of one."""
         count = self._config.reactors or 1
         try:
             if bind.kind == "unix":
                 first = self._listen_unix(bind)
-                yield [first, *(first.dup() for _ in range(count - 1))]
+                yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             elif bind.kind == "fd":
                 first = socket.socket(fileno=os.dup(bind.fd))
-                yield [first, *(first.dup() for _ in range(count - 1))]
+                yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             else:
                 for family, address in _resolve(bind):
-                    yield self._listen_tcp(family, address, count)
+                    yield self._listen_tcp(family, address, count), False
         except OSError as error:
-            raise StartError(f"cannot listen on {bind}: {os.strerror(error.errno or 0)}") from error
+            raise StartError(f"cannot listen on {bind}: {error.strerror or error}") from error
 
     def _listen_tcp(self, family: int, address: Any, count: int) -> list[socket.socket]:
         """The first socket binds alone, so that a taken port is an error; only then may siblings join it."""
@@ -256,10 +272,9 @@ class Server:
                     os.unlink(path)
         self._socket_files.clear()
 
-    def _hand_over(self, core: Core, sockets: list[socket.socket]) -> None:
+    def _hand_over(self, core: Core, sockets: list[socket.socket], shared: bool) -> None:
         local = sockets[0].family == socket.AF_UNIX
         self._addresses.append(_printable(sockets[0]))
-        shared = len(sockets) > 1 and (local or not sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
         for index, s in enumerate(sockets):
             s.setblocking(False)
             core.listen(index, s.detach(), local, shared)
@@ -321,10 +336,9 @@ def _printable(s: socket.socket) -> str:
 
 def _refuse_patched_threads() -> None:
     """gevent and eventlet replace threads by greenlets, on which nothing here could run in parallel."""
-    import _thread
-
-    if threading.Thread.start.__module__ != "threading" or threading._start_new_thread is not _thread.start_new_thread:  # type: ignore[attr-defined]
-        raise StartError("threading is patched (gevent, eventlet): fastserve needs real threads")
+    for name in ("get_ident", "_start_new_thread", "_start_joinable_thread", "_allocate_lock"):
+        if not isinstance(getattr(threading, name, len), BuiltinFunctionType):
+            raise StartError("threading is patched (gevent, eventlet): fastserve needs real threads")
 
 
 def _at_exit() -> None:

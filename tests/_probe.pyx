@@ -1,13 +1,13 @@
 """The words of `fastserve/engine`, made callable for tests and benches. Never shipped.
 
 Knows: the structs and functions of the engine, by the same headers as the server. Never sees: the server.
-Invariant: each section belongs to one word and holds thin functions only; what is expected stands in the tests.
+Invariant: each section belongs to one word and holds thin functions; what is expected stands in the tests.
 A new word adds a section below with its own cimports; conftest.py builds the file when a source is newer.
 """
 
 import time
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -20,7 +20,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void* address, size_t size) noexcept
 
 
-# ---- ground: memory whose neighbours on both sides kill whoever touches them ------------------------------------
+# ---- ground: memory whose neighbours on both sides kill whoever touches them ---------------------------
 
 cdef size_t PAGE = 4096
 
@@ -62,7 +62,7 @@ def touch_beyond(bytes data, bint before=False):
     return place[0]
 
 
-# ---- limits -----------------------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------------------
 
 cdef Limits limits_of(dict given):
     cdef Limits lim
@@ -73,7 +73,7 @@ cdef Limits limits_of(dict given):
     return lim
 
 
-# ---- scan -------------------------------------------------------------------------------------------------------
+# ---- scan ----------------------------------------------------------------------------------------------
 
 from fastserve.engine cimport scan
 
@@ -111,14 +111,15 @@ def walk(str name, bytes data, uint32_t at=0, bint at_start=False):
 
 def same(bytes data, bytes lower):
     cdef Ground one = Ground(len(data)), other = Ground(len(lower))
-    return bool(scan.scan_same(one.lay(data, len(data), False), other.lay(lower, len(lower), False), len(lower)))
+    cdef const char* bytes_ = one.lay(data, len(data), False)
+    return bool(scan.scan_same(bytes_, other.lay(lower, len(lower), False), len(lower)))
 
 
 def same_text(bytes data, bytes other):
     return bool(scan.scan_same_text(data, other, len(other)))
 
 
-# ---- http1 ------------------------------------------------------------------------------------------------------
+# ---- http1 ---------------------------------------------------------------------------------------------
 
 from fastserve.engine cimport http1
 
@@ -183,7 +184,10 @@ cdef class Heads:
 
 
 def head(bytes data, cuts=(), bint at_start=False, **limits):
-    """Parses data as it arrives up to each of `cuts`, then whole: (bytes seen, verdict, what it found if DONE)."""
+    """Parses data as it arrives up to each of `cuts`, then whole.
+
+    Answers (bytes seen, verdict, what it found if DONE).
+    """
     cdef Heads heads = Heads(len(data), limits)
     cdef int verdict = http1.MORE
     cdef uint32_t seen = 0
@@ -229,16 +233,16 @@ def head_loop(bytes data, long rounds, **limits):
     cdef const char* base = heads.ground.lay(data, len(data), False)
     cdef uint32_t length = len(data)
     cdef int verdict = 0
-    cdef long i
+    cdef long _
     start = time.perf_counter_ns()
     with nogil:
-        for i in range(rounds):
+        for _ in range(rounds):
             http1.http1_begin(&heads.head)
             verdict = http1.http1_parse(&heads.head, base, length, &heads.lim)
     return (time.perf_counter_ns() - start) / rounds, verdict
 
 
-# ---- body -------------------------------------------------------------------------------------------------------
+# ---- body ----------------------------------------------------------------------------------------------
 
 from fastserve.engine cimport body
 
@@ -246,8 +250,8 @@ from fastserve.engine cimport body
 def chunked(bytes data, cuts=(), room=None, bint in_place=False, bint at_start=False):
     """Decodes data as it arrives up to each of `cuts`, then whole.
 
-    `room` bounds what one call may write. In place, the output grows at the front of the memory that holds the
-    input. Answers (verdict, body, raw trailer lines, bytes used).
+    `room` bounds what one call may write. In place, the output grows at the front of the memory that holds
+    the input. Answers (verdict, body, raw trailer lines, bytes used).
     """
     cdef body.Chunked d
     cdef Ground source = Ground(len(data)), sink = Ground(len(data))
@@ -274,7 +278,7 @@ def chunked(bytes data, cuts=(), room=None, bint in_place=False, bint at_start=F
             out += made
             if verdict != http1.MORE or at == end:
                 break
-            if made < size_out:
+            if made < size_out or used == 0:
                 raise AssertionError("stands still")
         if verdict != http1.MORE:
             break
@@ -289,10 +293,10 @@ def chunked_loop(bytes data, long rounds):
     cdef const char* src = data
     cdef size_t used, made, total = len(data)
     cdef int verdict = 0
-    cdef long i
+    cdef long _
     start = time.perf_counter_ns()
     with nogil:
-        for i in range(rounds):
+        for _ in range(rounds):
             body.chunked_begin(&d)
             verdict = body.chunked_feed(&d, src, total, &used, dst, total, &made)
     return (time.perf_counter_ns() - start) / rounds, verdict

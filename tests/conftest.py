@@ -4,7 +4,7 @@ Knows: where the checkout lies, how setup.py compiles an extension, how tests/ca
 Never sees: the package `fastserve` itself: whether tests meet an installed wheel or a compiled tree is not
 decided here, so the root of the checkout never enters sys.path.
 
-FASTSERVE_CFLAGS        other flags (sanitizers, -DFASTSERVE_NO_SIMD); each set of flags builds in its own place
+FASTSERVE_CFLAGS        other flags (sanitizers, -DFASTSERVE_NO_SIMD); each set builds in a place of its own
 FASTSERVE_PROBE_DIR     that place, if it shall be another one
 FASTSERVE_SEED          the seed of all random tests; printed at the head of each run
 """
@@ -90,7 +90,7 @@ def chance() -> random.Random:
 # The cases
 
 def wire(text: str | list) -> bytes:
-    """A string is its bytes, \\u0000 to \\u00ff; a list is its parts, of which {text, times} is a repeated one."""
+    """A string is its bytes, \\u0000 to \\u00ff; a list is its parts, {text, times} a repeated one."""
     parts = text if isinstance(text, list) else [text]
     return b"".join(
         part.encode("latin-1") if isinstance(part, str) else part["text"].encode("latin-1") * part["times"]

@@ -1,17 +1,21 @@
 """The chunked coding (RFC 9112 section 7.1), decoded as it comes.
 
-Knows: chunk sizes and extensions, the CRLF behind each chunk, the trailer section and the names it must not hold.
-Never sees: a descriptor, a clock, the limit of a body (the caller compares `size` and `left` with it after each feed).
-Invariant: every byte is judged when it is read and not looked at again, so any cut of the bytes gives the same
-verdict and the same output; what is written never passes what is read, so a body can be decoded where it lies.
+Knows: chunk sizes and extensions, the CRLF behind each chunk, the trailer section and the names it must
+not hold. Never sees: a descriptor, a clock, the limit of a body (the caller compares `size` and `left`
+with it after each feed).
+Invariant: every byte is judged when it is read and not looked at again, so any cut of the bytes gives the
+same verdict and the same output; what is written never passes what is read, so a body can be decoded
+where it lies.
 
 Where the RFC leaves a choice, this decoder refuses:
 - lines end with CRLF only (erratum 7633 confirms: the leniency for a bare LF is not meant here);
-- a size is 1 to CHUNK_DIGITS_MAX hex digits; blanks behind it are taken only before ';' (BWS of RFC 9112 7.1.1);
-- an extension is a run of field-value bytes: neither its names nor its quotes mean anything, and CRLF ends it even
-  within quotes; a line beyond CHUNK_LINE_MAX, or extensions beyond CHUNK_EXT_MAX in one body, are 400;
-- trailer fields follow the grammar of the head and are 431 beyond TRAILER_MAX or TRAILER_FIELDS_MAX; those of
-  framing, routing, authentication and content format are 400 (RFC 9110 6.5.1).
+- a size is 1 to CHUNK_DIGITS_MAX hex digits, zeros included; blanks behind it are taken only before ';'
+  (the BWS of RFC 9112 7.1.1);
+- an extension is a run of field-value bytes: neither its names nor its quotes mean anything, and CRLF ends
+  it even within quotes; a line beyond CHUNK_LINE_MAX, or extensions beyond CHUNK_EXT_MAX in one body,
+  are 400;
+- trailer fields follow the grammar of the head and are 431 beyond TRAILER_MAX or TRAILER_FIELDS_MAX;
+  those of framing, routing, authentication and content format are 400 (RFC 9110 6.5.1).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
@@ -61,14 +65,14 @@ cdef inline void chunked_begin(Chunked* d) noexcept nogil:
 
 cdef inline int chunked_feed(Chunked* d, const char* src, size_t n, size_t* used,
                              char* dst, size_t room, size_t* made) noexcept nogil:
-    """Decodes what came. `used` bytes of src are spent and `made` bytes of dst written, whatever the verdict.
+    """Decodes what came: `used` bytes of src are spent, `made` bytes of dst written, whatever the verdict.
 
-    MORE: all bytes are spent, or dst is full. DONE: the body ended at src + used; what follows is the next request.
-    Any other verdict is the status to answer, and the end of this decoder.
+    MORE: all bytes are spent, or dst is full. DONE: the body ended at src + used; what follows is the next
+    request. Any other verdict is the status to answer, and the end of this decoder.
 
-    dst receives the body and then, after its last byte, the trailer section: its field lines as they were sent,
-    without the empty line. What `size` did not grow by is trailer: made - (size now - size before) bytes at the end.
-    dst may equal src, or lie before it in the same memory.
+    dst receives the body and, behind its last byte, the trailer section: its field lines as they were sent,
+    without the empty line. What `size` did not grow by is trailer: made - (size now - size before) bytes at
+    the end. dst may equal src, or lie before it in the same memory.
     """
     cdef size_t at = 0, out = 0, take
     cdef int verdict = DONE if d.state == AFTER_BODY else MORE
@@ -188,7 +192,7 @@ cdef inline int trailer_byte(Chunked* d, char c) noexcept nogil:
 
 
 cdef inline bint unfit_trailer(const char* name, uint32_t size) noexcept nogil:
-    """Names that would change how a message is framed, routed or believed if they were taken after its body."""
+    """Names that would change how a message is framed, routed or believed if taken after its body."""
     if size >= 6 and scan_same(name, b"proxy-", 6):
         return True
     if size >= 12 and scan_same(name, b"x-forwarded-", 12):

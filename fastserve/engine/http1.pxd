@@ -1,9 +1,10 @@
-"""The head of an HTTP/1.1 request: request line, fields, and what they say about host, framing and persistence.
+"""The head of a request: request line, fields, and what they say about host, framing and persistence.
 
-Knows: RFC 9112 sections 2, 3, 5, 6, 7.1.1 and 9.3, RFC 9110 sections 5, 7 and 10.1.1, the authority of RFC 3986.
-Never sees: a descriptor, a clock, the body, a policy (CONNECT and TRACE are delivered; who serves them decides).
-Invariant: a verdict depends on the shortest prefix that decides it, so any cut of the same bytes gives the same
-verdict and the same offsets. Nothing outside [base, base + length) is read, nothing is allocated or copied.
+Knows: RFC 9112 (2, 3, 5, 6, 7.1.1, 9.3), RFC 9110 (5, 7, 8.6, 10.1.1), the authority of RFC 3986.
+Never sees: a descriptor, a clock, the body, a policy: CONNECT and TRACE are delivered, others decide.
+Invariant: a verdict depends on the shortest prefix that decides it, so any cut of the same bytes gives
+the same verdict and the same offsets. Nothing outside [base, base + length) is read, nothing is
+allocated or copied.
 
 Where the RFCs leave a choice, this parser refuses:
 - lines end with CRLF only; one empty line is skipped before the request line, not two (RFC 9112 2.2);
@@ -12,8 +13,8 @@ Where the RFCs leave a choice, this parser refuses:
 - folded lines (RFC 9112 5.2), blanks before the colon (5.1) and an empty name are 400;
 - Host is never empty, never twice, and the same authority as an absolute target (RFC 9112 3.2);
 - Content-Length is given once, with digits only: no list, no repetition (RFC 9110 8.6 lets us refuse);
-- Transfer-Encoding never stands beside Content-Length or on HTTP/1.0; codings other than one `chunked` are
-  501 when chunked comes last, and 400 otherwise, because then the body has no end (RFC 9112 6.3);
+- Transfer-Encoding never stands beside Content-Length or on HTTP/1.0; codings other than one `chunked`
+  are 501 when chunked comes last, and 400 otherwise, because the body has no end then (RFC 9112 6.3);
 - Expect is `100-continue`, given once, or 417; HTTP/1.0 ignores it (RFC 9110 10.1.1);
 - Connection is a list of tokens (empty members are skipped), anything else in it is 400.
 
@@ -25,11 +26,11 @@ from libc.string cimport memset
 
 from fastserve.engine.limits cimport LENGTH_DIGITS_MAX, METHOD_MAX, Limits
 from fastserve.engine.scan cimport (
-    SCAN_TCHAR, scan_eight, scan_hex, scan_is, scan_likely, scan_mark, scan_name, scan_rare, scan_same,
-    scan_same_text, scan_target, scan_token, scan_value,
+    scan_eight, scan_hex, scan_likely, scan_mark, scan_name, scan_rare, scan_same, scan_same_text,
+    scan_target, scan_token, scan_value,
 )
 
-cdef enum:                          # a verdict: one of these, or the status to answer (400, 414, 417, 431, 501, 505)
+cdef enum:                          # a verdict: one of these, or the status to answer (400 to 505)
     MORE = 0
     DONE = 1
 
@@ -38,9 +39,6 @@ cdef enum:                          # the form of the target, RFC 9112 3.2
     ABSOLUTE = 1                    # http://authority/path?query
     AUTHORITY = 2                   # host:port, of CONNECT alone
     ASTERISK = 3                    # *, of OPTIONS alone
-
-cdef enum:
-    KNOWN_SIZES = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 14 | 1 << 17
 
 cdef enum:                          # what the fields said, before the end of the head weighs it
     SAID_CLOSE = 1
@@ -175,7 +173,7 @@ cdef inline int request_line(Head* h, const char* base, uint32_t end, const Limi
 
 
 cdef inline bint may_open_target(const char* base, uint32_t method, uint32_t stop, char first) noexcept nogil:
-    """Whether a target that does not start with '/' may start so; what it must be is settled when it is whole."""
+    """Whether a target may start so, other than with '/'; the rest is settled when it is whole."""
     return first == c'h' or first == c'H' or first == c'*' or is_connect(base, method, stop)
 
 
@@ -304,10 +302,9 @@ cdef inline int field_lines(Head* h, const char* base, uint32_t end, const Limit
         field.name.size = colon - at
         field.value.at = value
         field.value.size = last - value
-        if colon - at <= 17 and 1 << (colon - at) & KNOWN_SIZES:
-            refused = note_field(h, base, base + at, colon - at, value, last)
-            if scan_rare(refused):
-                return refused
+        refused = note_field(h, base, base + at, colon - at, value, last)
+        if scan_rare(refused):
+            return refused
         h.n_fields += 1
         h.at = at = stop + 2
 

@@ -35,14 +35,14 @@ cdef struct Pool:
 
 cdef inline bint pool_make(Pool* p, size_t size, uint32_t ahead, uint32_t keep) noexcept nogil:
     """A pool of blocks of at least `size` bytes with `ahead` of them made now; False: no memory."""
-    cdef uint32_t i
+    cdef uint32_t _
     cdef Block* b
     p.free = NULL
     p.size = mem_stride(size)
     p.spare = 0
     p.keep = keep
     p.lent = 0
-    for i in range(ahead):
+    for _ in range(ahead):
         b = <Block*>mem_take(p.size)
         if b is NULL:
             return False

@@ -43,7 +43,6 @@ cdef enum:
     MINUTE = 60_000_000_000
 
 cdef enum:                      # Conn.timed_by
-    BY_NOTHING = 0
     BY_IDLE = 1
     BY_HEAD = 2
     BY_BODY = 3
@@ -54,8 +53,7 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_CONCURRENCY = 0
     NOTE_QUEUE = 1
     NOTE_ACCEPT = 2
-    NOTE_GROW = 3
-    NOTE_KINDS = 4
+    NOTE_KINDS = 3
 
 
 cdef struct Stats:
@@ -128,8 +126,8 @@ cdef struct House:
     uint32_t closing            # atomic: threads leave
     uint32_t bell               # futex: something changed that the main thread waits for
     int64_t exit_at             # atomic: when a process whose main thread cannot come back ends; NEVER
-    uint32_t signals            # INT and TERM seen, by the holder of the first reactor
-    int last_signal
+    uint32_t last_signal        # atomic: INT or TERM, once one came
+    uint32_t forked             # this process is a child of the server's: nothing here is alive
     uint32_t max_workers
     int64_t shutdown_timeout
     int signal_fd               # end of the socket pair that Python's signal handler writes to; -1

@@ -104,7 +104,8 @@ static inline __m128i scan_within(__m128i bytes, uint8_t low, uint8_t high)
 static inline uint32_t scan_plain_stops(__m128i bytes)
 {
     __m128i letter = scan_within(_mm_or_si128(bytes, _mm_set1_epi8(0x20)), 'a', 'z');
-    __m128i other = _mm_andnot_si128(_mm_cmpeq_epi8(bytes, _mm_set1_epi8('/')), scan_within(bytes, '-', '9'));
+    __m128i slash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8('/'));
+    __m128i other = _mm_andnot_si128(slash, scan_within(bytes, '-', '9'));
     return (uint32_t)_mm_movemask_epi8(_mm_or_si128(letter, other)) ^ 0xFFFF;
 }
 
@@ -229,8 +230,9 @@ static inline uint32_t scan_four(const char *from)
 }
 
 /* Whether `size` bytes are the literal `lower` of the same size, whatever the case of the letters. Exact for
-   bytes of SCAN_VALUE and a literal of a-z, 0-9 and '-': no other byte of SCAN_VALUE than the two cases of a
-   letter becomes that letter when bit 5 is set. Eight or four at a time; the last step overlaps the one before. */
+   bytes of SCAN_VALUE and a literal of small letters, digits, '-', ':' and '/': setting bit 5 makes none of
+   these from any such byte but the two cases of the letter. Eight or four bytes at a time; the last step
+   overlaps the one before. */
 static inline int scan_same(const char *bytes, const char *lower, uint32_t size)
 {
     const uint64_t eight = 0x2020202020202020u;
@@ -244,8 +246,8 @@ static inline int scan_same(const char *bytes, const char *lower, uint32_t size)
         return (scan_eight(bytes + size - 8) | eight) == scan_eight(lower + size - 8);
     }
     if (size >= 4)
-        return ((scan_four(bytes) | four) == scan_four(lower))
-             & ((scan_four(bytes + size - 4) | four) == scan_four(lower + size - 4));
+        return (scan_four(bytes) | four) == scan_four(lower)
+            && (scan_four(bytes + size - 4) | four) == scan_four(lower + size - 4);
     for (at = 0; at < size; at++)
         if ((bytes[at] | 0x20) != lower[at])
             return 0;

@@ -15,17 +15,25 @@
  *   - when nothing moves any more: every request was answered, no connection is under way, no
  *     watcher sleeps beside a standing word, no worker is parked while a watcher holds with ready
  *     requests and nobody waits for the GIL; after closing: every thread has ended     (Quiet)
- *   - with EAGER (verdicts fall as soon as they may) and weak fairness: every request is answered
- *     in the end                                                               (ltl all_answered)
+ *   - with LIVENESS and weak fairness: every request is answered in the end    (ltl all_answered)
  *
  * One request of connection 0 may block until all other connections were answered: only a hand-over
  * gets it on, so a wake-up that is lost anywhere ends in a standstill, which Quiet sees.
  *
  * Instances: WORKERS, LEASES (reactors, each with its watcher), CONNS (connection c belongs to
- * reactor c % LEASES), FIRST (requests on connection 0; one on each other), TAILS, NO_GIL, CLOSING,
- * EAGER. Seeded mistakes, each of which must be caught: see MISTAKES in test_lease_model.py.
+ * reactor c % LEASES), FIRST (requests on connection 0; one on each other), TAILS, NO_GIL, CLOSING.
+ * To make one smaller: EAGER (a verdict and an arrival fall at once), SHARP (a watcher without its
+ * sleep), NEVER_FIRST (the lease is not passed on before a call), INDEPENDENT (no handler waits for
+ * another connection). LIVENESS checks the ltl instead of Quiet. Seeded mistakes, each of which must
+ * be caught: MISTAKES in test_lease_model.py.
+ *
+ * With two reactors handlers are INDEPENDENT, or workers more than reactors plus blocked handlers:
+ * an idle reactor keeps the worker that holds it, in epoll_wait, however much another one needs it.
  */
 
+#ifdef LIVENESS
+#define EAGER
+#endif
 #ifndef WORKERS
 #define WORKERS 2
 #endif
@@ -82,7 +90,8 @@ bit closed[LEASES];
 /* struct Crew, struct Mate. What crew.lock covers is one step here. */
 byte stack[WORKERS];
 byte parked;
-bit closing;
+bit closing;            /* the server's: watchers, and holders in IO */
+bit nobody_parks;       /* crew.closing */
 byte wake[WORKERS];
 byte let_go[WORKERS];
 
@@ -230,8 +239,8 @@ inline settle(r, c) {
     fi
 }
 
-/* A turn: send, take connections home, epoll_wait, parse. It waits unless something is ready; the
-   watcher waits all the same, for a poke: it runs no handlers. */
+/* A turn: send what was committed, epoll_wait, parse, take connections home. It waits unless something
+   is ready; the watcher waits all the same, for a poke: it runs no handlers. */
 inline turn(me, r, waits) {
     d_step {
         touch(me, r);
@@ -251,18 +260,6 @@ inline turn(me, r, waits) {
         k = 0
     }
     atomic {
-        touch(me, r);
-        do
-        :: inbox[r] ->
-            c = (inbox[r] & 1 -> 0 : (inbox[r] & 2 -> 1 : 2));
-            inbox[r] = inbox[r] & ~BIT(c);
-            assert(where[c] == INBOX && !output_held[c] && !running[c] && !out[c]);
-            settle(r, c)
-        :: else -> break
-        od;
-        c = 0
-    }
-    atomic {
         (!(waits) || poked[r] || READABLE(r)) ->
         touch(me, r);
         poked[r] = 0;
@@ -278,6 +275,18 @@ inline turn(me, r, waits) {
 #endif
             fi;
             c++
+        :: else -> break
+        od;
+        c = 0
+    }
+    atomic {
+        touch(me, r);
+        do
+        :: inbox[r] ->
+            c = (inbox[r] & 1 -> 0 : (inbox[r] & 2 -> 1 : 2));
+            inbox[r] = inbox[r] & ~BIT(c);
+            assert(where[c] == INBOX && !output_held[c] && !running[c] && !out[c]);
+            settle(r, c)
         :: else -> break
         od;
         c = 0
@@ -306,7 +315,11 @@ inline handle(me, c) {
     d_step { assert(!running[c] && where[c] == AWAY); running[c] = 1 }
     if
     :: skip
-    :: c == 0 -> drop_gil(me); (OTHERS || closing); take_gil(me)
+#ifdef INDEPENDENT
+    :: drop_gil(me); take_gil(me)
+#else
+    :: c == 0 -> drop_gil(me); (OTHERS || nobody_parks); take_gil(me)
+#endif
     fi;
     running[c] = 0
 }
@@ -323,7 +336,7 @@ park:   /* crew_park */
     atomic { r = 0; c = 0; w = 0; m = 0; ok = 0; wake[me] = PARKED }
     atomic {                                        /* crew_push */
         if
-        :: closing -> goto leave
+        :: nobody_parks -> goto leave
         :: else -> stack[parked] = me; parked++
         fi
     }
@@ -350,7 +363,8 @@ io:     /* the holder, without the GIL */
 #ifdef CLOSING
     if
     :: closing ->
-        d_step { touch(me, r); holder[r] = WATCHER; rightful[r] = SELF_WATCHER(r) }
+        d_step { touch(me, r); rightful[r] = SELF_WATCHER(r); holder[r] = WATCHER }
+        asleep[r] = 0;
         goto leave
     :: else
     fi;
@@ -397,7 +411,8 @@ batch:  /* the holder, with the GIL; something is ready */
     }
 #ifndef NEVER_FIRST
     if
-    :: pop(m);                                      /* lease_pass, before the call */
+    :: d_step { touch(me, r); answered[c] = answered[c] + out[c]; out[c] = 0 }
+        pop(m);                                     /* lease_pass, before the call */
         if
         :: m != NOBODY ->
             lend(me, r, m);
@@ -427,7 +442,6 @@ batch:  /* the holder, with the GIL; something is ready */
 #ifndef WAITS_FOR_NO_LET_GO
         let_go[me] == w;
 #endif
-        assert(!out[c]);
         goto home
     fi;
 
@@ -451,7 +465,7 @@ batch:  /* the holder, with the GIL; something is ready */
 
 home:   /* off lease: send on its own connection, then the inbox */
     hold_output(c);
-    d_step { answered[c] = answered[c] + out[c] + 1; out[c] = 0; output_held[c] = 0 }
+    d_step { assert(!out[c]); answered[c]++; output_held[c] = 0 }
     d_step { ok = (inbox[r] == 0); where[c] = INBOX; inbox[r] = inbox[r] | BIT(c) }
     if
     :: ok -> poke(r)
@@ -467,7 +481,7 @@ leave:
 proctype Watcher(byte r) {
     byte me = SELF_WATCHER(r);
     byte seen, w, who, m, c;
-    bit ok, shut;
+    bit ok;
 
 holds:  /* it holds: turns, and gives after each */
 #ifdef CLOSING
@@ -498,16 +512,26 @@ holds:  /* it holds: turns, and gives after each */
     fi;
 
 looks:  /* watcher_looks: twice the same word for a verdict */
-    atomic { who = 0; m = 0; c = 0; ok = 0; w = word[r] }
 #ifdef CLOSING
     if
-    :: closing ->
-        shut = 1;
-        if
-        :: STATE(w) != IO -> goto seizes
-        :: STATE(w) == IO && holder[r] == WATCHER -> goto closes    /* a worker gave it, and left */
-        :: else -> goto looks
-        fi
+    :: holder[r] == WATCHER -> goto holds           /* a worker gave it, and left */
+    :: else
+    fi;
+#endif
+#ifdef SHARP
+    /* The same with fewer steps: it neither sleeps nor looks at words that do not stand. */
+    atomic { who = 0; m = 0; c = 0; ok = 0; STATE(word[r]) != IO -> w = word[r] }
+    goto seizes;
+#endif
+    atomic { who = 0; m = 0; c = 0; ok = 0; w = word[r] }
+#ifdef CLOSING
+    who = holder[r];
+#ifdef ASKS_ANYBODY
+    assert(w != seen || STATE(w) != CALL || who != WATCHER);    /* whose clock, whose state? */
+#endif
+    if
+    :: closing && STATE(w) != IO -> seen = w; goto seizes
+    :: w == seen && who == WATCHER -> goto looks
     :: else
     fi;
 #endif
@@ -523,7 +547,7 @@ looks:  /* watcher_looks: twice the same word for a verdict */
     if
     :: word[r] == seen ->
         if
-        :: !closing -> asleep[r] == 0
+        :: !nobody_parks -> asleep[r] == 0
         :: else
         fi
     :: else
@@ -555,7 +579,6 @@ seizes:
 #else
     d_step { touch(me, r); holder[r] = WATCHER }    /* before the look at the stack: see crew_park */
     if
-    :: shut -> goto closes
     :: STATE(w) == WANT -> goto holds
     :: else
     fi;
@@ -578,10 +601,11 @@ closes: /* watcher_closes */
 
 
 #ifdef CLOSING
-/* crew_close, then a wake-up for each watcher and each holder in epoll_wait. */
+/* Core.close: crew_close, then a wake-up for each holder in epoll_wait and for each watcher. */
 proctype Closer() {
     byte m, r;
     closing = 1;
+    nobody_parks = 1;                               /* crew_close */
     do
     :: pop(m);
         if
@@ -592,13 +616,10 @@ proctype Closer() {
     m = 0;
     do
     :: r < LEASES ->
-#ifndef CLOSES_WITHOUT_WAKING
-        if
-        :: asleep[r] -> asleep[r] = 0
-        :: else
-        fi;
-#endif
         poke(r);
+#ifndef CLOSES_WITHOUT_WAKING
+        asleep[r] = 0;                              /* lease_wake_watcher */
+#endif
         r++
     :: else -> break
     od

@@ -1,7 +1,7 @@
 """The head parser against the wire cases, in every cut of their bytes.
 
 Knows: tests/cases/*.toml, the probe. Never sees: a server, a socket.
-Invariant: what a case expects holds whole, byte by byte, cut in two anywhere, at both edges of forbidden memory.
+Invariant: what a case expects holds whole, byte by byte, cut in two anywhere, beside forbidden memory.
 """
 
 import os
@@ -145,7 +145,7 @@ def test_walk_of_every_length_at_both_edges(name):
                     assert _probe.walk(name, data, at, at_start) == expected, (size, at)
 
 
-@pytest.mark.parametrize("word", ["te", "via", "host", "range", "upgrade", "100-continue", "transfer-encoding"])
+@pytest.mark.parametrize("word", ["te", "via", "host", "range", "upgrade", "100-continue", "content-length"])
 def test_same_in_any_case_and_nothing_else(word):
     lower = word.encode()
     assert _probe.same(lower, lower)

@@ -1,0 +1,37 @@
+# The verbs of development. `make build` compiles in place; everything else works on what it built.
+
+PYTHON ?= python3
+
+.PHONY: build debug test model stress fuzz lint bench annotate clean
+
+build:
+	$(PYTHON) setup.py -q build_ext --inplace
+
+debug:
+	FASTSERVE_DEBUG=1 FASTSERVE_CFLAGS="-O1 -g" $(PYTHON) setup.py -q build_ext --inplace --force
+
+test: build
+	$(PYTHON) -m pytest
+
+model:
+	tests/model/run.sh deep
+
+stress:
+	tests/model/run.sh tsan 300
+
+fuzz:
+	tests/fuzz/run.sh 600
+
+lint:
+	ruff check .
+	mypy --strict fastserve
+	cython-lint --max-line-length 120 fastserve tests
+
+bench:
+	$(PYTHON) bench/run.py
+
+annotate:
+	cython -3 -a -o build/annotated.c -I . fastserve/_core.pyx
+
+clean:
+	rm -rf build dist *.egg-info fastserve/*.so

@@ -1,0 +1,82 @@
+"""The lease's model, searched by spin: right as it stands, and wrong with each mistake put in.
+
+Knows: how to run spin, and the instances of lease.pml that end within seconds. `run.sh deep` has the
+larger ones.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).with_name("lease.pml")
+
+for _tool in ("spin", "gcc"):
+    if shutil.which(_tool) is None:
+        pytest.skip(f"{_tool} is not installed", allow_module_level=True)
+
+ONE = "FIRST=1"
+TWO = "FIRST=1 LEASES=2 NO_GIL SHARP INDEPENDENT NEVER_FIRST"
+SHUT = "FIRST=1 CONNS=1 CLOSING"
+
+RIGHT = {
+    "one reactor": ONE,
+    "references dropped between batches": f"{ONE} TAILS EAGER",
+    "pipelined, one connection": "FIRST=3 CONNS=1 INDEPENDENT",
+    "two reactors": TWO,
+    "closing": SHUT,
+    "closing, with tails": f"{SHUT} TAILS EAGER",
+    "everything is answered": f"{ONE} LIVENESS",
+}
+
+MISTAKES = {
+    "a plain flag instead of numbers": f"{ONE} PLAIN_FLAG",
+    "numbers that two reactors share": f"{TWO} SAME_NUMBERS",
+    "taking back with a store": f"{ONE} TAKES_BACK_WITH_A_STORE",
+    "`asleep` loaded before the word is stored": f"{ONE} LOADS_BEFORE_STORE",
+    "parking without a poke": f"{ONE} PARKS_WITHOUT_A_POKE",
+    "the watcher holds before it says so": f"{ONE} HOLDS_LATE",
+    "the watcher gives while somebody waits for the GIL": f"{ONE} GIVES_TO_ANYBODY",
+    "sending beside the seizer": f"{ONE} WAITS_FOR_NO_LET_GO",
+    "closing without waking the watcher": f"{SHUT} CLOSES_WITHOUT_WAKING",
+    "asking for a closed lease": f"{SHUT} ASKS_WITHOUT_LOOKING",
+    "asking the clock of a holder that is the watcher": f"{SHUT} ASKS_ANYBODY",
+}
+
+
+def search(place: Path, instance: str) -> tuple[int, str]:
+    """How many errors, and what spin's verifier said."""
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    defines = [f"-D{word}" for word in instance.split()]
+    shutil.copy(MODEL, place)
+    run("spin", "-a", *defines, MODEL.name)
+    kind, flags = (["-DSAFETY"], ["-E"]) if "LIVENESS" not in instance else ([], ["-a", "-f"])
+    memory = os.environ.get("FASTSERVE_SPIN_MEMORY", "2000")
+    run("gcc", "-O2", "-w", "-DCOLLAPSE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c")
+    # -E: a thread that waits for ever is judged by Quiet, which knows whether anything is left to do.
+    said = run("./pan", *flags, "-m400000")
+    errors = re.search(r"errors: (\d+)", said)
+    assert errors, said[-2000:]
+    for incomplete in ("max search depth too small", "reached -DMEMLIM", "out of memory"):
+        assert incomplete not in said, said[-2000:]
+    return int(errors[1]), said
+
+
+@pytest.mark.parametrize("instance", RIGHT.values(), ids=RIGHT.keys())
+def test_right(tmp_path: Path, instance: str) -> None:
+    errors, said = search(tmp_path, instance)
+    print(re.search(r"[\d.e+]+ states, stored", said)[0], re.search(r"elapsed time.*", said)[0])
+    assert errors == 0, said
+
+
+@pytest.mark.parametrize("instance", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_caught(tmp_path: Path, instance: str) -> None:
+    errors, said = search(tmp_path, instance)
+    assert errors == 1, said
