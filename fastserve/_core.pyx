@@ -23,7 +23,7 @@ from fastserve.engine.atomics cimport (
 from fastserve.engine.body cimport chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM, READY,
-    Conn, Input, Output, input_compact, input_size, queue_pop, queue_push, slot_give, slot_of, slot_tag, slot_take,
+    Conn, Input, Output, input_compact, input_size, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take,
     slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
@@ -72,6 +72,8 @@ cdef enum:                          # how much at a time
     ACCEPTS = 64                    # connections of one listener in one turn
     BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
     BLOCKS_KEPT = 1024              # and kept after a burst
+    EVERYBODY = 0x7fffffff          # of a futex
+    IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
     CALLS = 256                     # handlers under one acquisition of the GIL ...
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
     LINGER_BYTES = 262144           # read and thrown away before a connection is closed all the same
@@ -256,6 +258,7 @@ cdef void receive(Reactor* r, Conn* c) noexcept nogil:
         if n > 0:
             i.end += <uint32_t>n
     if n > 0:
+        c.credit = 0
         advance(r, c)
     elif n == GONE:
         drop(r, c)
@@ -384,7 +387,13 @@ cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
         return
     c.state = READY
     c.began = r.now
-    queue_push(&r.ready, c)
+    if c.credit:
+        # Pipelined behind the request that was just answered: while its memory is in the cache.
+        c.credit -= 1
+        queue_push_front(&r.ready, c)
+    else:
+        c.credit = IN_A_ROW
+        queue_push(&r.ready, c)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -405,6 +414,7 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
 cdef void shed(Reactor* r, Conn* c) noexcept nogil:
     """Answers a whole request with 503; the connection goes on as its framing allows."""
     say(r, c, 503, RETRY_AFTER, not keeps_alive(r.house, c, c.input.head.keep_alive))
+    c.credit = 0
     finish(r, c)
 
 
@@ -556,6 +566,7 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     arm(r, c, EPOLLIN)
     if c.state == IDLE and c.input is not NULL:
         # Requests that waited for this reply to leave.
+        c.credit = 0
         advance(r, c)
 
 
@@ -610,6 +621,7 @@ cdef void take_home(Reactor* r) noexcept nogil:
         if c.slow != NOT_JUDGED:
             count_u64(&r.stats.passed_first, 1)
         judge(r, c.slow)
+        c.credit = 0
         finish(r, c)
 
 
@@ -803,9 +815,9 @@ cdef int listen_on(Reactor* r, uint32_t i) noexcept nogil:
 
 
 cdef void ring(House* h) noexcept nogil:
-    """Something changed that the main thread may wait for."""
+    """Something changed that threads in `Core.wait` may wait for."""
     add_u32(&h.bell, 1)
-    futex_wake(&h.bell, 1)
+    futex_wake(&h.bell, EVERYBODY)
 
 
 cdef void begin_drain(House* h, int64_t timeout) noexcept nogil:
@@ -850,6 +862,8 @@ cdef void* watch(void* argument) noexcept nogil:
                 break
             turn(r, False)
             holds = not watcher_gives(&r.lease, &h.crew)
+            if holds and r.ready.size and not r.lease.gil_waiter:
+                grow(h)
         elif load_u32_seq(&r.lease.holder) == WATCHER:
             # A worker that leaves gave it up.
             holds = True

@@ -327,7 +327,9 @@ cdef class RequestCtx:
             return self.reply.status
 
     @status.setter
-    def status(self, int code):
+    def status(self, code):
+        if not isinstance(code, int):
+            raise TypeError(f"status must be an int, not {type(code).__name__}")
         if not 200 <= code <= 599:
             raise ValueError(f"status must lie in 200..599, not {code}")
         with cython.critical_section(self):
@@ -423,12 +425,12 @@ cdef class RequestCtx:
         """The fields that the handler has set so far, in order; a snapshot."""
         with cython.critical_section(self):
             self.check()
-            lines = PyUnicode_DecodeLatin1(self.fields.data, self.fields.size, NULL)
+            lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
             pairs = [("Content-Type", self.type_object)] if self.reply.type_size else []
             if self.reply.close:
                 pairs.append(("Connection", "close"))
         for line in lines.splitlines():
-            name, _, value = line.partition(": ")
+            name, _, value = line.decode("latin-1").partition(": ")
             pairs.append((name, value))
         return pairs
 

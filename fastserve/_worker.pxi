@@ -109,7 +109,7 @@ cdef class Worker:
             count_reply(r, self.ctx.reply.status)
             judge(r, FAST)
             finish(r, c)
-            if now_ns() - began >= BATCH_TIME:
+            if r.ready.first is not c and now_ns() - began >= BATCH_TIME:
                 return
 
     cdef void invoke(self) noexcept:
@@ -220,7 +220,7 @@ cdef class Core:
 
     def __dealloc__(self):
         if self.house is not NULL:
-            leave_house(self.house)
+            forget_house(self.house)
 
     def listen(self, uint32_t reactor, int fd, bint local, bint shared) -> None:
         """The listening descriptor, non-blocking, is the reactor's from now on. Before `start` only."""
@@ -241,6 +241,7 @@ cdef class Core:
         """Starts the watchers. Until a worker parks they turn the reactors themselves."""
         cdef uint32_t i
         self.started = True
+        enter_house(self.house)
         for i in range(self.house.n_reactors):
             if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
                 # Those that run already are joined by `close`.
@@ -252,7 +253,7 @@ cdef class Core:
         when nobody needed it for `max_idle_worker_duration`. `ready()` is called behind the hook."""
         cdef Worker worker = Worker.__new__(Worker, self, index)
         cdef int64_t idle = ns(self.config.max_idle_worker_duration) if spare else -1
-        add_u32(&self.house.refs, 1)
+        enter_house(self.house)
         add_u32(&self.house.workers, 1)
         try:
             if self.config.on_worker_start is not None:
@@ -261,6 +262,7 @@ cdef class Core:
             worker.run(idle)
         finally:
             sub_u32(&self.house.workers, 1)
+            worker = None
             leave_house(self.house)
 
     def keep(self, grow) -> None:
@@ -268,7 +270,7 @@ cdef class Core:
         references that nobody else came by to drop, and calls `grow()` when a worker more is wanted."""
         cdef House* h = self.house
         cdef uint32_t seen = 0
-        add_u32(&h.refs, 1)
+        enter_house(h)
         try:
             while not load_u32_seq(&h.closing):
                 with nogil:
@@ -278,8 +280,9 @@ cdef class Core:
                 tell(h)
                 drop_references(h)
                 if load_u32(&h.growing):
+                    # Cleared first: who asks from here on is heard.
+                    store_u32_seq(&h.growing, 0)
                     grow()
-                    store_u32(&h.growing, 0)
         finally:
             leave_house(h)
 
@@ -314,7 +317,7 @@ cdef class Core:
         it returns. After a drain. Idempotent."""
         cdef House* h = self.house
         cdef uint32_t i
-        if self.closed:
+        if self.closed or not self.started:
             return
         self.closed = True
         with nogil:
@@ -324,9 +327,9 @@ cdef class Core:
                 event_poke(h.reactors[i].lease.event)
                 lease_wake_watcher(&h.reactors[i].lease)
             wake_keeper(h)
-            if self.started:
-                for i in range(h.n_reactors):
-                    pthread_join(h.reactors[i].watcher, NULL)
+            for i in range(h.n_reactors):
+                pthread_join(h.reactors[i].watcher, NULL)
+        leave_house(h)
 
     def forked(self) -> None:
         """In the child of a fork: closes the copies of every descriptor; the epoll sets, which the
@@ -445,27 +448,58 @@ cdef int reactor_make(House* h, uint32_t index, bytes name) except -1:
     return 0
 
 
+# Who may still touch a house: `inside` are those that use its descriptors (workers, the keeper, the
+# watchers together), `refs` those and the server object. The last one out of each closes, and frees.
+
+cdef void enter_house(House* h) noexcept:
+    add_u32(&h.refs, 1)
+    add_u32(&h.inside, 1)
+
+
 cdef void leave_house(House* h) noexcept:
-    """The last one out frees everything. Under the GIL."""
+    """Under the GIL. The server must be closing when the last one leaves, so nobody enters again."""
+    if sub_u32(&h.inside, 1) == 0 and load_u32_seq(&h.closing):
+        close_descriptors(h)
+    forget_house(h)
+
+
+cdef void close_descriptors(House* h) noexcept:
     cdef Reactor* r
     cdef uint32_t i, k
-    if sub_u32(&h.refs, 1):
-        return
     for i in range(h.n_reactors):
         r = &h.reactors[i]
+        if r.epoll < 0:
+            # A worker that came too late to do anything has left after the last one.
+            return
         for k in range(r.slots.touched):
             if r.slots.table[k].state != FREE:
+                # It came home when nobody turned the reactor any more.
                 give_buffers(r, &r.slots.table[k])
                 c_close(r.slots.table[k].fd)
+                slot_give(&r.slots, &r.slots.table[k])
         for k in range(r.n_listeners):
             c_close(r.listeners[k].fd)
+        r.n_listeners = 0
         c_close(r.epoll)
         c_close(r.lease.event)
+        r.epoll = r.lease.event = -1
+    drop_references(h)
+
+
+cdef void forget_house(House* h) noexcept:
+    cdef Reactor* r
+    cdef uint32_t i
+    if sub_u32(&h.refs, 1):
+        return
+    if h.n_reactors and h.reactors[0].epoll >= 0:
+        # It was made and never started.
+        close_descriptors(h)
+    for i in range(h.n_reactors):
+        r = &h.reactors[i]
         slots_unmake(&r.slots)
         pool_unmake(&r.inputs)
         pool_unmake(&r.outputs)
         bodies_unmake(&r.bodies)
-    drop_references(h)
     mem_give(h.dropped)
     mem_give(h.crew.stack)
     mem_give(h.crew.mates)

@@ -5,7 +5,7 @@ Invariant: every error that fastserve itself raises on purpose is a `FastserveEr
 wrong argument is the TypeError or ValueError that Python programmers expect.
 """
 
-__all__ = ["ContextExpired", "FastserveError", "ServerClosed", "StartError"]
+__all__ = ["ContextExpired", "FastserveError", "MissingExtra", "ServerClosed", "StartError"]
 
 
 class FastserveError(Exception):
@@ -16,6 +16,13 @@ class ContextExpired(FastserveError, RuntimeError):
     """A `RequestCtx`, or a view of one (headers, args, body), was used after its handler had returned.
 
     What a handler took from it before (`bytes`, `str`) is its own and stays valid.
+    """
+
+
+class MissingExtra(FastserveError, ImportError):
+    """Something was used that needs a library which is not installed.
+
+    The message names the extra that brings it: `pip install 'fastserve-http[forms]'`.
     """
 
 

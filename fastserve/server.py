@@ -206,6 +206,9 @@ class Server:
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             elif bind.kind == "fd":
                 first = socket.socket(fileno=os.dup(bind.fd))
+                if not first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    first.close()
+                    raise StartError(f"cannot listen on {bind}: the descriptor is no listening socket")
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             else:
                 for family, address in _resolve(bind):
@@ -227,7 +230,7 @@ class Server:
                     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 s.bind(address)
                 if len(sockets) == 1:
-                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1 if count > 1 else 0)
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, count > 1 or self._config.reuse_port)
                     address = s.getsockname()
                 s.listen(self._config.backlog)
         except OSError:
@@ -300,10 +303,11 @@ class Server:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
         self._restore_signals = restore
+        self._signal_pair = (reader, writer)
         try:
             yield reader.fileno()
         finally:
-            del self._restore_signals
+            del self._restore_signals, self._signal_pair
             restore()
             reader.close()
             writer.close()
@@ -313,6 +317,8 @@ class Server:
         restore = getattr(self, "_restore_signals", None)
         if restore is not None:
             restore()
+            for end in self._signal_pair:
+                end.close()
         if self._core is not None:
             self._core.forked()
 

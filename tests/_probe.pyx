@@ -300,3 +300,7 @@ def chunked_loop(bytes data, long rounds):
             body.chunked_begin(&d)
             verdict = body.chunked_feed(&d, src, total, &used, dst, total, &made)
     return (time.perf_counter_ns() - start) / rounds, verdict
+
+
+include "_probe_lease.pxi"
+include "_probe_fuzz.pxi"

@@ -191,11 +191,13 @@ cdef void s_ready(SReactor* r, SConn* c) noexcept nogil:
     r.last = c
 
 
-cdef void s_send(Stress* s, SConn* c, uint64_t replies, uint32_t who) noexcept nogil:
+cdef void s_send(Stress* s, SConn* c, uint64_t replies, uint32_t who, int64_t slowly) noexcept nogil:
     if c.check:
         s_wrong(s, S_TWO_SENDERS)
     c.check = who + 1
     c.sent += replies
+    if slowly:
+        s_spin(slowly)
     if c.sent > c.taken:
         s_wrong(s, S_ORDER)
     if c.check != who + 1:
@@ -216,12 +218,13 @@ cdef void s_settle(SReactor* r, SConn* c) noexcept nogil:
 cdef void s_flush(SReactor* r) noexcept nogil:
     cdef Stress* s = r.stress
     cdef SConn* c
-    cdef uint32_t i
-    for i in range(r.lease.index, s.n_conns, s.n_reactors):
+    cdef uint32_t i = r.lease.index
+    while i < s.n_conns:
         c = &s.conns[i]
+        i += s.n_reactors
         # The word of who owns a connection is the holder's: it set AWAY, and takes it home.
         if c.state != S_AWAY and c.out:
-            s_send(s, c, c.out, r.check - 1)
+            s_send(s, c, c.out, r.check - 1, 0)
             c.out = 0
 
 
@@ -310,7 +313,7 @@ cdef bint s_batch(SThread* t, SReactor* r) noexcept nogil:
         word = 0
         if s_luck(t, 1024) < s.first:
             if c.out:
-                s_send(s, c, c.out, me)
+                s_send(s, c, c.out, me, 0)
                 c.out = 0
             s_leave(r, me)
             if lease_pass(&r.lease, &s.crew):
@@ -354,7 +357,7 @@ cdef void s_finish_alone(SThread* t, SReactor* r, SConn* c, uint64_t word) noexc
         sched_yield()
     if c.out or c.sent != c.taken - 1:
         s_wrong(t.stress, S_ORDER)
-    s_send(t.stress, c, 1, t.mate.index)
+    s_send(t.stress, c, 1, t.mate.index, 0)
     s_send_home(r, c)
 
 
@@ -429,10 +432,8 @@ cdef bint s_seize(SThread* t, uint64_t word) noexcept nogil:
         t.n[N_SEIZED_CALL] += 1
         c = r.calling
         # Also when nothing is there to send: the connection is in the seizer's hand until it lets go.
-        s_send(s, c, c.out, me)
+        s_send(s, c, c.out, me, s_luck(t, 20_000) if s_luck(t, 4) == 0 else 0)
         c.out = 0
-        if s_luck(t, 4) == 0:
-            s_spin(s_luck(t, 20_000))
         store_u64_release(&s.mates[was].let_go, word)
     else:
         t.n[N_SEIZED_TAIL] += 1
@@ -654,3 +655,183 @@ cdef void s_more(Stress* s) noexcept nogil:
     for i in range(s.n_conns):
         c_write(s.conns[i].fd, &one, sizeof(one))
     usleep(s_luck(&s.threads[s.n_workers + s.n_reactors], 1500))
+
+
+# Two duels without clients, whose next request would hide a wake-up that got lost: as close together as
+# two threads come.
+
+cdef struct Duel:
+    Crew crew
+    Lease lease
+    Lease* leases[1]
+    uint32_t stack[1]
+    Mate mate
+    int epoll
+    uint64_t rounds
+    uint64_t holds          # plain: the holder's
+    uint64_t own            # the worker's: words it took back
+    uint64_t seized         # the watcher's: words it seized
+    uint32_t done
+    uint32_t ready          # the round that the sleeper is about to sleep in
+    uint32_t awake          # the last round it woke up from
+    uint64_t aimed          # the word that the watcher is about to seize
+    uint64_t luck[2]
+
+
+cdef void duel_pause(Duel* d, int which) noexcept nogil:
+    """A few nanoseconds, never the same number: the two meet at every distance."""
+    cdef uint64_t nothing = 0
+    cdef uint32_t k
+    d.luck[which] = d.luck[which] * <uint64_t>6364136223846793005 + 1
+    for k in range(<uint32_t>(d.luck[which] >> 40) % (1 << ((d.luck[which] >> 33) % 8))):
+        nothing += load_u64_seq(&d.rounds)
+
+
+cdef void* duel_worker(void* argument) noexcept nogil:
+    """Publishes and takes back; seized, it parks, and only the watcher's end of a turn brings it back."""
+    cdef Duel* d = <Duel*>argument
+    cdef uint64_t i, word
+    cdef uint32_t tries
+    cdef bint holds = False
+    for i in range(d.rounds):
+        if not holds:
+            if crew_park(&d.crew, &d.mate, -1) == LEAVE:
+                break
+        d.holds += 1
+        word = lease_publish(&d.lease, CALL)
+        tries = 0
+        while load_u64_acquire(&d.aimed) != word and tries < 2000:
+            tries += 1
+        duel_pause(d, 0)
+        holds = lease_take_back(&d.lease, word)
+        d.own += holds
+    if holds:
+        store_u32_seq(&d.lease.holder, WATCHER)
+    add_u32(&d.done, 1)
+    event_poke(d.lease.event)
+    return NULL
+
+
+cdef void* duel_watcher(void* argument) noexcept nogil:
+    cdef Duel* d = <Duel*>argument
+    cdef epoll_event events[1]
+    cdef uint64_t word
+    cdef bint holds = True
+    while True:
+        if holds:
+            if load_u32_seq(&d.done):
+                break
+            poll_wait(d.epoll, events, 1, -1)
+            holds = not watcher_gives(&d.lease, &d.crew)
+            continue
+        if load_u32_seq(&d.lease.holder) == WATCHER:
+            holds = True
+            continue
+        word = load_u64_seq(&d.lease.word)
+        if word & STATE == IO:
+            continue
+        store_u64_release(&d.aimed, word)
+        duel_pause(d, 1)
+        if lease_seize(&d.lease, word):
+            d.seized += 1
+            d.holds += 1
+            store_u32_seq(&d.lease.holder, WATCHER)
+            holds = not lease_pass(&d.lease, &d.crew)
+    add_u32(&d.done, 1)
+    return NULL
+
+
+cdef void* duel_sleeper(void* argument) noexcept nogil:
+    """A watcher that lies down in each round, while the word is published."""
+    cdef Duel* d = <Duel*>argument
+    cdef Look look
+    cdef uint32_t i
+    memset(&look, 0, sizeof(look))
+    for i in range(1, <uint32_t>d.rounds + 1):
+        look.word = load_u64_seq(&d.lease.word)
+        store_u32_release(&d.ready, i)
+        duel_pause(d, 1)
+        watcher_rests(&d.lease, &d.crew, &look, True)
+        store_u32_release(&d.awake, i)
+    add_u32(&d.done, 1)
+    return NULL
+
+
+cdef void* duel_publisher(void* argument) noexcept nogil:
+    cdef Duel* d = <Duel*>argument
+    cdef uint64_t word
+    cdef uint32_t i = 0
+    while i < <uint32_t>d.rounds:
+        # A sleeper may be a round ahead: the wake-up of a word that it had seen already is allowed.
+        while load_u32_acquire(&d.ready) == i:
+            pass
+        i = load_u32_acquire(&d.ready)
+        duel_pause(d, 0)
+        word = lease_publish(&d.lease, CALL)
+        while load_u32_acquire(&d.awake) < i:
+            pass
+        lease_take_back(&d.lease, word)
+        d.own += 1
+    add_u32(&d.done, 1)
+    return NULL
+
+
+def lease_duel(uint64_t rounds, *, bint asleep=False, uint64_t seed=0, double stall=10.0):
+    """A worker against its watcher, or a publisher against a watcher that falls asleep in each round:
+    words taken back, words seized, times that a thread held, and whether both came to the end."""
+    cdef Duel* d = <Duel*>calloc(1, sizeof(Duel))
+    cdef pthread_t one, two
+    cdef int64_t moved
+    cdef uint64_t own, before = 0
+    cdef bint ended = False
+    with nogil:
+        d.rounds = rounds
+        d.luck[0] = seed
+        d.luck[1] = ~seed
+        d.leases[0] = &d.lease
+        d.crew.room = d.crew.n_leases = 1
+        d.crew.stack = d.stack
+        d.crew.mates = &d.mate
+        d.crew.leases = d.leases
+        d.epoll = poll_make()
+        lease_make(&d.lease, 0, event_make())
+        poll_add(d.epoll, d.lease.event, EPOLLIN | EPOLLET, 0)
+        thread_start(&one, duel_publisher if asleep else duel_worker, d)
+        thread_start(&two, duel_sleeper if asleep else duel_watcher, d)
+        moved = now_ns()
+        while True:
+            ended = load_u32_seq(&d.done) >= 2
+            own = load_u64_seq(&d.lease.word)
+            if own != before:
+                before = own
+                moved = now_ns()
+            if ended or now_ns() - moved > <int64_t>(stall * 1e9):
+                break
+            usleep(500)
+        if ended:
+            pthread_join(one, NULL)
+            pthread_join(two, NULL)
+            c_close(d.epoll)
+            c_close(d.lease.event)
+    if not ended:
+        # The threads are still there, and so is their memory.
+        return {"own": 0, "seized": 0, "holds": 0, "ended": False}
+    counts = {"own": d.own, "seized": d.seized, "holds": d.holds, "ended": True}
+    free(d)
+    return counts
+
+
+def lease_words(uint32_t reactors, int occasions):
+    """The words that the holders of so many reactors publish: for each reactor a list."""
+    cdef Lease l
+    cdef uint32_t i
+    cdef uint64_t word
+    words = []
+    for i in range(reactors):
+        lease_make(&l, i, -1)
+        said = []
+        for _ in range(occasions):
+            word = lease_publish(&l, CALL)
+            said.append(word if lease_take_back(&l, word) else None)
+        words.append(said)
+    return words

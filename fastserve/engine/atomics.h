@@ -1,7 +1,7 @@
 /* Words that several threads touch, and the two ways to wait for one.
  *
  * Knows: the compiler's __atomic operations and futex(2). Never sees: what a word means.
- * Every operation names its memory order; there are no stand-alone fences (gcc's ThreadSanitizer
+ * Invariant: every operation names its memory order; there are no stand-alone fences (gcc's ThreadSanitizer
  * does not see them). A futex call orders nothing by itself: the load that ends a wait acquires.
  */
 #ifndef FASTSERVE_ATOMICS_H

@@ -1,4 +1,8 @@
-"""The threads' words, as Cython sees them: `atomics.h` says what each one orders."""
+"""The threads' words as Cython sees them.
+
+Knows: the names in `atomics.h`, which says what each one orders. Never sees: what a word means.
+Invariant: one line here for one function there.
+"""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

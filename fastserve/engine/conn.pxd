@@ -78,6 +78,7 @@ cdef struct Conn:
     uint8_t broken          # the peer is gone, found out while the connection was READY
     uint8_t in_place        # the body lies in `input`, behind the head
     uint8_t slow            # its last handler ran off lease and was seen to block
+    uint8_t credit          # requests that may still go to the front of the queue
     uint16_t last_status    # of the reply of a handler that ran off lease
     uint32_t armed          # what the epoll set reports
     uint32_t requests       # so far, the current one included
@@ -205,6 +206,14 @@ cdef inline void queue_push(Queue* q, Conn* c) noexcept nogil:
     else:
         q.last.next_ready = c
     q.last = c
+    q.size += 1
+
+
+cdef inline void queue_push_front(Queue* q, Conn* c) noexcept nogil:
+    c.next_ready = q.first
+    q.first = c
+    if q.last is NULL:
+        q.last = c
     q.size += 1
 
 

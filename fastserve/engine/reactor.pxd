@@ -117,7 +117,8 @@ cdef struct House:
     Reactor* reactors
     uint32_t n_reactors
     bint gil                    # Python's threads take turns
-    uint32_t refs               # atomic: the server object and every worker inside `work`
+    uint32_t refs               # atomic: those inside, and the server object; the last one frees
+    uint32_t inside             # atomic: workers, the keeper, the watchers; the last one closes
     uint32_t connections        # atomic
     uint64_t conn_ids           # atomic
     uint32_t draining           # atomic: no new connection, no keep-alive

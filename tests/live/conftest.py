@@ -336,25 +336,25 @@ class Running:
 
 
 class Errors(logging.Handler):
-    """What was logged below `fastserve`."""
+    """What was logged below `fastserve`: level and text, with the exception behind the message."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: list[logging.LogRecord] = []
+        self.told: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-    def texts(self, level: int = logging.ERROR) -> list[str]:
-        """Messages from this level on; with a traceback, its last line behind the message."""
-        return [self.text(record) for record in self.records if record.levelno >= level]
-
-    @staticmethod
-    def text(record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             text += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-        return text
+            # A traceback holds frames, and the lowest of them holds the server: others that keep this
+            # record (pytest does) get it as text.
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
+        self.told.append((record.levelno, text))
+
+    def texts(self, level: int = logging.ERROR) -> list[str]:
+        """Messages from this level on."""
+        return [text for found, text in list(self.told) if found >= level]
 
 
 class Serve:
@@ -380,6 +380,9 @@ class Serve:
 
     def errors(self) -> list[str]:
         return self.log.texts()
+
+    def warnings(self) -> list[str]:
+        return [text for text in self.log.texts(logging.WARNING) if text not in self.errors()]
 
     def check_log(self) -> None:
         found = self.errors()
@@ -415,7 +418,6 @@ def many_descriptors() -> Iterator[int]:
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Starts servers for one test and sees to it that they leave nothing behind."""
-    gc.collect()
     before = descriptors()
     threads_before = server_threads()
     factory = Serve()
@@ -433,8 +435,10 @@ def serve() -> Iterator[Serve]:
             problems.append(str(problem))
 
     def new_descriptors() -> dict[int, str]:
-        gc.collect()
-        return {fd: name for fd, name in descriptors().items() if before.get(fd) != name}
+        found = {fd: name for fd, name in descriptors().items() if before.get(fd) != name}
+        if found:
+            gc.collect()
+        return found
 
     try:
         yield factory

@@ -1,0 +1,293 @@
+"""Forks in handlers: the child has nothing of the server, the parent goes on as if nothing had happened.
+
+Knows: processes that run a server and fork in its handlers. Never sees: the server from inside: what a child
+has open is read from /proc by the child itself.
+"""
+
+import json
+import os
+import signal
+
+import test_leaving as leaving
+from test_leaving import GET, HANG_LIMIT, Run, connect, ended, get, reply
+
+script = leaving.script
+
+FORKS = """
+import json, subprocess, traceback, warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)     # fork() beside threads is what is tested here
+
+def open_kinds():
+    kinds = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kind = os.readlink(f"/proc/self/fd/{name}").partition(":[")[0]
+        except OSError:
+            continue
+        if kind.startswith(("socket", "anon_inode")):
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds
+
+def report(ctx, tell):
+    \"\"\"Answers with what `tell` says in a forked child.\"\"\"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            told = tell()
+        except BaseException:
+            told = traceback.format_exc()
+        os.write(writer, json.dumps(told).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        ctx.write(file.read())
+    ctx.set_header("X-Status", str(os.waitpid(child, 0)[1]))
+"""
+
+
+def told(address: str) -> object:
+    got = get(address)
+    assert b"\r\nX-Status: 0\r\n" in got
+    return json.loads(got.partition(b"\r\n\r\n")[2])
+
+
+def test_a_handler_may_run_programs(script: Run) -> None:
+    process = script(FORKS + """
+def handler(ctx):
+    program = [sys.executable, "-c", "print('from a child')"]
+    done = subprocess.run(program, capture_output=True, check=True)
+    ctx.write(done.stdout)
+Server(handler).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    for _ in range(3):
+        assert get(address).endswith(b"\r\n\r\nfrom a child\n")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_program_inherits_nothing(script: Run) -> None:
+    process = script(FORKS + """
+listed = '''
+import os
+here = "/proc/self/fd/"
+links = {name: os.readlink(here + name) for name in os.listdir(here) if os.path.lexists(here + name)}
+print([link for name, link in links.items() if name not in "012"])
+'''
+
+def handler(ctx):
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, check=True, close_fds=False,
+                          stdin=subprocess.DEVNULL)
+    ctx.write(done.stdout)
+
+Server(handler).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    assert get(address).endswith(b"\r\n\r\n[]\n")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_handler_may_use_multiprocessing(script: Run) -> None:
+    process = script(FORKS + """
+import multiprocessing
+
+def square(queue, n):
+    queue.put(n * n)
+
+def handler(ctx):
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=square, args=(queue, 7))
+    child.start()
+    child.join()
+    ctx.write(f"{queue.get()} {child.exitcode}")
+
+Server(handler).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    for _ in range(3):
+        assert get(address).endswith(b"\r\n\r\n49 0")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_child_has_no_descriptor_of_the_server(script: Run) -> None:
+    process = script(FORKS + """
+def handler(ctx):
+    report(ctx, open_kinds)
+
+Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with connect(address) as idle, connect(address) as half:
+        half.sendall(GET[:10])
+        assert told(address) == {}
+        half.sendall(GET[10:])
+        assert json.loads(reply(half).partition(b"\r\n\r\n")[2]) == {}
+        idle.sendall(GET)
+        assert reply(idle)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_child_has_the_signals_of_before_and_a_server_that_is_closed(script: Run) -> None:
+    process = script(FORKS + """
+from fastserve import ServerClosed
+
+def mine(number, frame):
+    pass
+
+def look():
+    found = [signal.getsignal(signal.SIGTERM) is mine]
+    found.append(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    try:
+        server.stats()
+    except ServerClosed as error:
+        found.append(type(error).__name__)
+    return found
+
+def handler(ctx):
+    report(ctx, look)
+
+signal.signal(signal.SIGTERM, mine)
+server = Server(handler)
+server.serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    assert told(address) == [True, True, "ServerClosed"]
+    process.popen.send_signal(signal.SIGINT)
+    assert process.status() == 0
+
+
+def test_a_child_of_the_main_thread_has_the_wakeup_descriptor_of_before(script: Run) -> None:
+    """Only a main thread may ask; that of a child is the thread that forked."""
+    process = script(FORKS + """
+reader, writer = socket.socketpair()
+writer.setblocking(False)
+signal.set_wakeup_fd(writer.fileno())
+
+def handler(ctx):
+    report(ctx, lambda: signal.set_wakeup_fd(-1) == writer.fileno())
+
+Server(handler).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    assert told(address) is True
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_the_parent_goes_on_and_ends_connections_that_a_living_child_inherited(script: Run) -> None:
+    process = script(FORKS + """
+children = []
+
+def handler(ctx):
+    if ctx.path == "/fork":
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        children.append(child)
+    if ctx.path == "/close":
+        ctx.set_header("Connection", "close")
+    ctx.write("done")
+
+Server(handler).serve("127.0.0.1:0", ready=ready)
+for child in children:
+    os.kill(child, 0)               # it lives
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+say("alive", len(children))
+""")
+    [address] = process.addresses()
+    with connect(address) as one, connect(address) as other, connect(address) as silent:
+        other.sendall(GET)
+        assert reply(other).endswith(b"done")
+        one.sendall(GET.replace(b"/", b"/fork", 1))
+        assert reply(one).endswith(b"done")
+        for _ in range(3):
+            for client in (one, other):
+                client.sendall(GET)
+                assert reply(client).endswith(b"done")
+        other.sendall(GET.replace(b"/", b"/close", 1))
+        assert reply(other).endswith(b"done")
+        assert ended(other)
+        assert get(address).endswith(b"done")
+        process.popen.send_signal(signal.SIGTERM)
+        assert ended(one)
+        assert ended(silent)
+    assert process.line() == "alive 1"
+    assert process.status() == 0
+
+
+def test_a_child_that_returns_from_the_handler_ends_and_says_nothing_to_the_client(script: Run) -> None:
+    process = script(FORKS + """
+def handler(ctx):
+    child = os.fork()
+    if child == 0:
+        ctx.write("from the child")
+        return
+    os.waitpid(child, 0)
+    ctx.write("from the parent")
+
+Server(handler).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with connect(address) as client:
+        for _ in range(2):
+            client.sendall(GET)
+            assert reply(client).endswith(b"\r\n\r\nfrom the parent")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_child_may_start_a_server_of_its_own(script: Run) -> None:
+    process = script(FORKS + """
+server = Server(hello).start("127.0.0.1:0")
+child = os.fork()
+if child == 0:
+    Server(lambda ctx: ctx.write("child"), workers=2).serve("127.0.0.1:0", ready=ready)
+    sys.exit(0)
+say("parent", child, *server.addresses)
+say(os.waitpid(child, 0)[1], server.shutdown())
+""")
+    lines = sorted((process.line(), process.line()))
+    _, number, parent = lines[0].split()
+    _, child = lines[1].split()
+    assert get(parent).endswith(b"\r\n\r\nhello")
+    assert get(child).endswith(b"\r\n\r\nchild")
+    os.kill(int(number), signal.SIGTERM)
+    assert process.line() == "0 True"
+    assert process.status(HANG_LIMIT) == 0
+
+
+def test_forks_while_other_connections_are_busy(script: Run) -> None:
+    process = script(FORKS + """
+def handler(ctx):
+    if ctx.path == "/fork":
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    ctx.write(ctx.path)
+
+Server(handler, workers=4).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    clients = [connect(address) for _ in range(8)]
+    try:
+        for turn in range(20):
+            for number, client in enumerate(clients):
+                path = b"/fork" if number == turn % 8 else b"/%d" % turn
+                client.sendall(GET.replace(b"/", path, 1))
+            for number, client in enumerate(clients):
+                path = b"/fork" if number == turn % 8 else b"/%d" % turn
+                assert reply(client).endswith(b"\r\n\r\n" + path)
+    finally:
+        for client in clients:
+            client.close()
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
