@@ -7,11 +7,12 @@ imported at first use, so that a tree that was never compiled can say so in one 
 from typing import TYPE_CHECKING, Any
 
 from fastserve.config import Config
-from fastserve.errors import ContextExpired, FastserveError, ServerClosed, StartError
+from fastserve.errors import ContextExpired, FastserveError, MissingExtra, ServerClosed, StartError
 
 if TYPE_CHECKING:
     from fastserve._core import Headers, RequestCtx
     from fastserve.args import Args
+    from fastserve.forms import File, Files
     from fastserve.server import Server
 
 __version__ = "0.1.0"
@@ -21,7 +22,10 @@ __all__ = [
     "Config",
     "ContextExpired",
     "FastserveError",
+    "File",
+    "Files",
     "Headers",
+    "MissingExtra",
     "RequestCtx",
     "Server",
     "ServerClosed",
@@ -30,6 +34,8 @@ __all__ = [
 
 _HOMES = {
     "Args": "fastserve.args",
+    "File": "fastserve.forms",
+    "Files": "fastserve.forms",
     "Headers": "fastserve._core",
     "RequestCtx": "fastserve._core",
     "Server": "fastserve.server",

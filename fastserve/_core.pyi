@@ -5,6 +5,7 @@ from typing import Any, final, overload
 
 from fastserve.args import Args
 from fastserve.config import Config
+from fastserve.forms import Files
 
 @final
 class Headers:
@@ -44,6 +45,8 @@ class RequestCtx:
     def json(self) -> Any: ...
     @property
     def form(self) -> Args: ...
+    @property
+    def files(self) -> Files: ...
     @property
     def cookies(self) -> dict[str, str]: ...
     @property

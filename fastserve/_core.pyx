@@ -23,8 +23,8 @@ from fastserve.engine.atomics cimport (
 from fastserve.engine.body cimport chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM, READY,
-    Conn, Input, Output, input_compact, input_size, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take,
-    slots_make, slots_unmake,
+    Conn, Input, Output, input_compact, input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give,
+    slot_of, slot_tag, slot_take, slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
@@ -32,8 +32,8 @@ from fastserve.engine.deadline cimport (
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, QUIET, STATE, STUCK, TAIL, WANT, WATCHER, Lease,
-    Look, Mate, crew_close, crew_park, lease_ask, lease_make, lease_pass, lease_publish, lease_seize,
-    lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
+    Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
+    lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
     watcher_gives, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
@@ -76,7 +76,7 @@ cdef enum:                          # how much at a time
     IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
     CALLS = 256                     # handlers under one acquisition of the GIL ...
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
-    LINGER_BYTES = 262144           # read and thrown away before a connection is closed all the same
+    LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     REJECTS = 1024                  # slots beyond `concurrency`, for those who are told so
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
@@ -127,6 +127,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     cdef uint64_t tag
     cdef int i, n
 
+    r.may_call = may_call
     flush(r)
     if load_u32(&h.draining) and not r.draining:
         drain(r)
@@ -380,9 +381,10 @@ cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
         drop(r, c)
         return
     time_idle(r, c)
-    if r.ready.size >= r.house.limits.max_queue:
+    # What the holder is about to call does not wait for a worker: it has one.
+    if r.ready.size >= r.house.limits.max_queue + (CALLS if r.may_call else 0):
         count_u64(&r.stats.shed_full, 1)
-        note(r.house, NOTE_QUEUE, r.ready.size)
+        note(r.house, NOTE_QUEUE, r.house.limits.max_queue)
         shed(r, c)
         return
     c.state = READY
@@ -416,6 +418,17 @@ cdef void shed(Reactor* r, Conn* c) noexcept nogil:
     say(r, c, 503, RETRY_AFTER, not keeps_alive(r.house, c, c.input.head.keep_alive))
     c.credit = 0
     finish(r, c)
+
+
+cdef void shed_surplus(Reactor* r) noexcept nogil:
+    """The watcher turns: what a worker had lined up to call at once waits for a worker after all."""
+    cdef Conn* rest = queue_cut(&r.ready, r.house.limits.max_queue)
+    cdef Conn* c
+    while rest is not NULL:
+        c = rest
+        rest = c.next_ready
+        count_u64(&r.stats.shed_full, 1)
+        shed(r, c)
 
 
 cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close) noexcept nogil:
@@ -677,6 +690,8 @@ cdef void expire(Reactor* r) noexcept nogil:
         c = queue_pop(&r.ready)
         count_u64(&r.stats.shed_old, 1)
         shed(r, c)
+    if not r.may_call:
+        shed_surplus(r)
     if r.accept_again <= r.now:
         accept_again(r)
     if r.draining:
@@ -861,8 +876,8 @@ cdef void* watch(void* argument) noexcept nogil:
             if load_u32_seq(&h.closing):
                 break
             turn(r, False)
-            holds = not watcher_gives(&r.lease, &h.crew)
-            if holds and r.ready.size and not r.lease.gil_waiter:
+            holds = not watcher_gives(&r.lease, &h.crew, r.ready.size != 0)
+            if r.lease.hungry:
                 grow(h)
         elif load_u32_seq(&r.lease.holder) == WATCHER:
             # A worker that leaves gave it up.
@@ -932,19 +947,19 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
                 return False
             d.reactor = &h.reactors[why - LENT]
         if load_u32_seq(&h.closing):
-            give_up(d)
+            lease_give_up(&d.reactor.lease)
+            d.reactor = NULL
             return False
         turn(d.reactor, True)
         if d.reactor.ready.size:
             d.word = lease_publish(&d.reactor.lease, WANT)
             return True
-
-
-cdef void give_up(Desk* d) noexcept nogil:
-    """The lease goes to the watcher."""
-    store_u32_seq(&d.reactor.lease.holder, WATCHER)
-    lease_wake_watcher(&d.reactor.lease)
-    d.reactor = NULL
+        if lease_spares(&h.crew):
+            lease_give_up(&d.reactor.lease)
+            d.reactor = NULL
+        elif idle >= 0 and lease_pass(&d.reactor.lease, &h.crew):
+            # A spare worker with nothing to do parks, so that it can retire.
+            d.reactor = NULL
 
 
 cdef void finish_alone(Desk* d) noexcept nogil:

@@ -17,9 +17,11 @@ from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
 
 import json as _json
 import socket as _socket
+from urllib.parse import quote as _quote
 
 from fastserve.args import Args, parse_cookies
 from fastserve.errors import ContextExpired, ServerClosed
+from fastserve.forms import Files, parse_multipart
 
 cdef extern from "<unistd.h>" nogil:
     int c_dup "dup"(int fd) noexcept
@@ -85,7 +87,7 @@ cdef class RequestCtx:
     cdef Buffer body_buffer
     cdef object body_object     # exact bytes that the reply is sent from
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
-    cdef object query_args, form_args
+    cdef object query_args, form_args, form_files
 
     def __init__(self):
         raise TypeError("a RequestCtx is made by the server and lent to a handler")
@@ -106,7 +108,7 @@ cdef class RequestCtx:
         """The loan is over for this object. The reply stays until it is committed."""
         with cython.critical_section(self):
             self.conn = NULL
-            self.query_args = self.form_args = None
+            self.query_args = self.form_args = self.form_files = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -233,17 +235,32 @@ cdef class RequestCtx:
 
     @property
     def form(self) -> Args:
-        """The fields of an `application/x-www-form-urlencoded` body; empty for any other type."""
+        """The fields of an `application/x-www-form-urlencoded` or `multipart/form-data` body; empty for any
+        other type. ValueError for a multipart body that is not well formed; MissingExtra without `[forms]`."""
+        return self.parsed_form()[0]
+
+    @property
+    def files(self) -> Files:
+        """The files of a `multipart/form-data` body; empty for any other type. Raises as `form` does."""
+        return self.parsed_form()[1]
+
+    cdef tuple parsed_form(self):
+        """Fields and files, parsed at first use of either and kept to the end of the loan."""
         with cython.critical_section(self):
             self.check()
             if self.form_args is not None:
-                return self.form_args
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        args = Args.parse(self.body if kind == "application/x-www-form-urlencoded" else b"")
+                return self.form_args, self.form_files
+        content_type = self.headers.get("content-type", "")
+        kind = content_type.partition(";")[0].strip(" \t").lower()
+        if kind == "multipart/form-data":
+            args, files = parse_multipart(content_type, self.body)
+        else:
+            args, files = Args.parse(self.body if kind == "application/x-www-form-urlencoded" else b""), Files()
         with cython.critical_section(self):
             self.check()
-            self.form_args = args
-        return args
+            if self.form_args is None:
+                self.form_args, self.form_files = args, files
+            return self.form_args, self.form_files
 
     @property
     def cookies(self) -> dict[str, str]:
@@ -448,13 +465,14 @@ cdef class RequestCtx:
         self.error("404 Page not found", 404)
 
     def redirect(self, location: str, status: int = 302) -> None:
-        """Starts the reply anew: 301, 302, 303, 307 or 308 to `location`, in which characters that no
-        URI may have are percent-encoded. A relative location stays so (RFC 9110, section 10.2.2)."""
-        from urllib.parse import quote
+        """301, 302, 303, 307 or 308 to `location`, in which characters that no URI may have are
+        percent-encoded; fields that were set stay, the body goes. A relative location stays so (RFC 9110,
+        section 10.2.2)."""
         if status not in REDIRECTS:
             raise ValueError(f"a redirect is 301, 302, 303, 307 or 308, not {status}")
-        self.error("", status)
-        self.set_header("Location", quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
+        self.set_header("Location", _quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
+        self.set_body(b"")
+        self.status = status
 
     cdef bint special(self, str lower, str value) except -1:
         """Fields that are not kept as lines. True: seen to."""
@@ -568,6 +586,10 @@ cdef inline int hex_digit(char c) noexcept nogil:
     return -1
 
 
+cdef RequestCtx NO_CTX = RequestCtx.__new__(RequestCtx)     # expired for ever
+
+
+@cython.auto_pickle(False)
 @cython.final
 cdef class Headers:
     """The fields of a request: names are matched without case, values are str (latin-1, as sent).
@@ -575,9 +597,15 @@ cdef class Headers:
     A view: it expires with its ctx. Iteration gives names in wire order, `items()` gives pairs.
     """
 
-    cdef RequestCtx ctx
+    cdef RequestCtx ctx         # never None: `check` is called on it without a look
+
+    def __cinit__(self):
+        self.ctx = NO_CTX
 
     def __init__(self):
+        raise TypeError("Headers belong to a RequestCtx")
+
+    def __reduce__(self):
         raise TypeError("Headers belong to a RequestCtx")
 
     cdef list find(self, str name, bint all):

@@ -16,9 +16,9 @@ from fastserve.engine.atomics cimport (
 )
 from fastserve.engine.lease cimport (
     BLOCKED, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER,
-    Crew, Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_make, lease_pass, lease_publish,
-    lease_seize, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, watcher_closes,
-    watcher_gives, watcher_looks, watcher_rests,
+    Crew, Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass,
+    lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id,
+    watcher_closes, watcher_gives, watcher_looks, watcher_rests,
 )
 from fastserve.engine.poll cimport (
     EPOLLET, EPOLLIN, EPOLLONESHOT, epoll_event, event_make, event_poke, poll_add, poll_change, poll_make, poll_wait,
@@ -74,6 +74,7 @@ cdef enum:                  # counters
     N_SLEEPS
     N_TURNS
     N_WATCHER_TURNS
+    N_SPARED
     N_COUNTERS
 
 
@@ -383,12 +384,16 @@ cdef void* s_worker(void* argument) noexcept nogil:
             s_enter(r, m.index)
         if load_u32_seq(&s.closing):
             s_leave(r, m.index)
-            store_u32_seq(&r.lease.holder, WATCHER)
-            lease_wake_watcher(&r.lease)
+            lease_give_up(&r.lease)
             break
         t.n[N_TURNS] += 1
         s_turn(r, m.index, r.first is NULL)
         if r.first is NULL:
+            if lease_spares(&s.crew):
+                t.n[N_SPARED] += 1
+                s_leave(r, m.index)
+                lease_give_up(&r.lease)
+                r = NULL
             continue
         s_leave(r, m.index)
         word = lease_publish(&r.lease, WANT)
@@ -462,7 +467,7 @@ cdef void* s_watcher(void* argument) noexcept nogil:
             t.n[N_WATCHER_TURNS] += 1
             s_turn(r, me, True)
             s_leave(r, me)
-            holds = not watcher_gives(&r.lease, &s.crew)
+            holds = not watcher_gives(&r.lease, &s.crew, r.first is not NULL)
             if holds:
                 s_enter(r, me)
             continue
@@ -638,7 +643,7 @@ def lease_stress(uint64_t requests, *, uint32_t workers=6, uint32_t reactors=1, 
     stalled = not ended or (answered < requests and not wrong)
     # What a holder keeps to itself is told only when it is gone.
     told = ("calls", "alone", "passed_first", "seized_want", "seized_call", "seized_tail", "too_late", "verdicts",
-            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns")
+            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns", "spared")
     counts = {name: sums[k] for k, name in enumerate(told)}
     names = ("two holders", "two senders", "replies out of order", "a connection in two places",
              "two threads wait for the GIL", "calls and replies differ")
@@ -722,7 +727,7 @@ cdef void* duel_watcher(void* argument) noexcept nogil:
             if load_u32_seq(&d.done):
                 break
             poll_wait(d.epoll, events, 1, -1)
-            holds = not watcher_gives(&d.lease, &d.crew)
+            holds = not watcher_gives(&d.lease, &d.crew, False)
             continue
         if load_u32_seq(&d.lease.holder) == WATCHER:
             holds = True

@@ -37,7 +37,8 @@ SANS_IO = ("scan", "http1", "body", "reply", "limits")
 IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 
 UNDER_THE_GIL = {
-    "drop_references", "fill_limits", "ns", "reactor_make", "leave_house", "tell", "_gil_enabled",
+    "drop_references", "fill_limits", "ns", "reactor_make", "tell", "_gil_enabled",
+    "enter_house", "leave_house", "close_descriptors", "forget_house",
 }
 """Functions of the door outside its classes that need the GIL: start, end, the log."""
 
@@ -56,11 +57,12 @@ MAY_ALLOCATE = {
 """A start, a pool that is empty, a body beyond the largest pool, a list of pointers or a ctx that grows."""
 
 BELOW = {
-    "__init__": {"_core", "args", "config", "errors", "server"},
+    "__init__": {"_core", "args", "config", "errors", "forms", "server"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
     "server": {"_core", "binds", "config", "errors"},
-    "_core": {"args", "errors"},
+    "_core": {"args", "errors", "forms"},
+    "forms": {"args", "errors"},
     "welcome": {"", "_core"},
     "config": set(),
     "args": set(),

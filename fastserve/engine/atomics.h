@@ -70,7 +70,7 @@ static inline void unlock_word(uint32_t *word) {
 }
 
 static inline int64_t clock_ns(clockid_t id) {
-    struct timespec t;
+    struct timespec t = {0, 0}; /* the clock of a thread that has ended stands at 0 */
     clock_gettime(id, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }

@@ -225,3 +225,22 @@ cdef inline Conn* queue_pop(Queue* q) noexcept nogil:
             q.last = NULL
         q.size -= 1
     return c
+
+
+cdef inline Conn* queue_cut(Queue* q, uint32_t keep) noexcept nogil:
+    """Keeps the first `keep` and takes the others off, as a list through `next_ready`; NULL: none."""
+    cdef Conn* last = NULL
+    cdef Conn* rest = q.first
+    cdef uint32_t _
+    if q.size <= keep:
+        return NULL
+    for _ in range(keep):
+        last = rest
+        rest = rest.next_ready
+    q.size = keep
+    q.last = last
+    if last is NULL:
+        q.first = NULL
+    else:
+        last.next_ready = NULL
+    return rest

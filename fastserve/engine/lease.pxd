@@ -25,9 +25,9 @@ with acquire: everything that the old holder wrote is there.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve.engine.atomics cimport (
-    cas_u64, clock_ns, futex_wait, futex_wake, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire,
+    add_u32, cas_u64, clock_ns, futex_wait, futex_wake, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire,
     load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64,
-    store_u64_release, store_u64_seq, swap_u32, unlock_word,
+    store_u64_release, store_u64_seq, sub_u32, swap_u32, unlock_word,
 )
 from fastserve.engine.poll cimport event_poke
 
@@ -80,6 +80,7 @@ cdef struct Crew:
     uint32_t room           # of both arrays
     uint32_t n_leases
     uint32_t closing        # nobody parks any more; seen by watchers too
+    uint32_t wanted         # watchers that turn a reactor with requests that nobody can run
     uint32_t* stack
     Mate* mates
     Lease** leases
@@ -92,16 +93,19 @@ cdef struct Lease:
     uint32_t asker          # 1 + index of the worker that waits with the GIL in hand; 0: none
     uint32_t gil_waiter     # 1 + index of the worker that was seized in WANT; the watcher's
     uint32_t asleep         # futex: the watcher sleeps until somebody publishes
+    uint32_t hungry         # the watcher's: it is counted in `wanted`
     uint32_t closed         # the watcher holds for ever: nobody is lent this lease again
     uint32_t index
     int event               # eventfd that interrupts whoever waits in the reactor's epoll set
 
 
 cdef inline void lease_make(Lease* l, uint32_t index, int event) noexcept nogil:
-    l.word = IO
-    l.n = 0
+    # A worker's `let_go` names a word of whichever reactor it was last called for: numbers of two
+    # reactors must never meet. 2**46 occasions are a year at two million a second.
+    l.n = <uint64_t>index << 48
+    l.word = l.n << 2 | IO
     l.holder = WATCHER
-    l.asker = l.gil_waiter = l.asleep = l.closed = 0
+    l.asker = l.gil_waiter = l.asleep = l.hungry = l.closed = 0
     l.index = index
     l.event = event
 
@@ -225,6 +229,12 @@ cdef inline void lease_lend(Lease* l, Mate* m) noexcept nogil:
     mate_wake(m, LENT + l.index)
 
 
+cdef inline void lease_give_up(Lease* l) noexcept nogil:
+    """To the watcher."""
+    store_u32_seq(&l.holder, WATCHER)
+    lease_wake_watcher(l)
+
+
 cdef inline bint lease_pass(Lease* l, Crew* c) noexcept nogil:
     """To the worker that parked last; False: none is parked, and the lease stays."""
     cdef Mate* m = crew_pop(c)
@@ -247,16 +257,42 @@ cdef inline bint lease_ask(Lease* l, Mate* m) noexcept nogil:
     return load_u32(&m.wake) != LEAVE
 
 
-cdef inline bint watcher_gives(Lease* l, Crew* c) noexcept nogil:
+cdef inline bint watcher_gives(Lease* l, Crew* c, bint ready) noexcept nogil:
     """After each turn of the watcher: to whoever has the GIL and asked; else, while nobody waits for
-    the GIL, to a parked worker. At most one thread a reactor waits for the GIL."""
+    the GIL, to a parked worker. At most one thread a reactor waits for the GIL. With requests `ready`
+    and nobody parked the reactor is hungry: then reactors without requests leave parked workers to
+    it, and their idle holders park (`lease_spares`)."""
     cdef uint32_t asker = load_u32_acquire(&l.asker)
+    cdef bint given = False
     if asker:
         l.gil_waiter = 0
         store_u32(&l.asker, 0)
         lease_lend(l, &c.mates[asker - 1])
-        return True
-    return not l.gil_waiter and lease_pass(l, c)
+        given = True
+    elif not l.gil_waiter and (ready or not load_u32_seq(&c.wanted)):
+        given = lease_pass(l, c)
+    watcher_hungers(l, c, ready and not given and not l.gil_waiter)
+    return given
+
+
+cdef inline void watcher_hungers(Lease* l, Crew* c, bint hungry) noexcept nogil:
+    cdef uint32_t i
+    if hungry == <bint>l.hungry:
+        return
+    l.hungry = hungry
+    if not hungry:
+        sub_u32(&c.wanted, 1)
+        return
+    add_u32(&c.wanted, 1)
+    for i in range(c.n_leases):
+        if c.leases[i] is not l:
+            event_poke(c.leases[i].event)
+
+
+cdef inline bint lease_spares(Crew* c) noexcept nogil:
+    """Should a holder without requests give its lease to the watcher and park? Another reactor has
+    requests and nobody to run them."""
+    return load_u32_seq(&c.wanted) != 0
 
 
 cdef inline void watcher_closes(Lease* l, Crew* c) noexcept nogil:
@@ -312,6 +348,9 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
         return QUIET if seen.still >= IDLE_TICKS else LET
     if state != CALL:
         return STUCK if now - seen.since >= PATIENCE else LET
+    if holder == WATCHER:
+        # Given up since the word was read: there is nobody to ask about.
+        return LET
     if computed * 4 > passed:
         return COMPUTING if now - seen.since >= (PATIENCE_COMPUTING if gil else TICK) else LET
     if thread_state(c.mates[holder].tid) == c'R':
@@ -321,13 +360,15 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
 
 cdef inline void watcher_rests(Lease* l, Crew* c, Look* seen, bint quiet) noexcept nogil:
     """Until the next look; when nothing happened for a while, until somebody publishes. The load of
-    the word after the store of `asleep` meets lease_publish's store and load in the other order."""
+    the word after the store of `asleep` meets lease_publish's store and load in the other order; that
+    of `holder` meets lease_give_up's."""
     cdef int64_t tick = TICK_BRISK if seen.at < seen.brisk_until else TICK
     if not quiet:
         futex_wait(&l.asleep, 0, tick)
         return
     store_u32_seq(&l.asleep, 1)
-    if load_u64_seq(&l.word) == seen.word and not load_u32_seq(&c.closing):
+    if (load_u64_seq(&l.word) == seen.word and load_u32_seq(&l.holder) != WATCHER
+            and not load_u32_seq(&c.closing)):
         futex_wait(&l.asleep, 1, -1)
     store_u32_seq(&l.asleep, 0)
     seen.still = 0

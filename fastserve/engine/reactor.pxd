@@ -95,6 +95,7 @@ cdef struct Reactor:
     Conn* inbox                 # atomic: connections that come home
     Conn* calling               # the one whose handler runs under CALL
     uint32_t blocking           # moving average of handlers seen to block, in 1/1024
+    bint may_call               # the holder of this turn is a worker
     bint draining
     bint drained
     Scribe scribe

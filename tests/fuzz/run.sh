@@ -57,16 +57,18 @@ build() {   # nothing, if neither a source nor a tool nor a flag changed
     } | cksum)
     [ "$(cat "$out/mark" 2>/dev/null)" != "$mark" ] || return 0
     tools
-    "$python" "$here/probe_c.py" "$out"
+    "$python" "$here/probe_c.py" "$out" || fail "the probe could not be made into C"
     include=$("$python" -c "import sysconfig; print(sysconfig.get_path('include'))")
     # shellcheck disable=SC2086
     "$clang" $flags -fsanitize=fuzzer-no-link -fsanitize-coverage-allowlist="$here/engine.allow" \
-        -Wno-unused-function -I"$include" -I"$root/fastserve/engine" -c -o "$out/probe.o" "$out/probe.c"
+        -Wno-unused-function -I"$include" -I"$root/fastserve/engine" -c -o "$out/probe.o" "$out/probe.c" \
+        || fail "the probe does not compile"
     for target in head body message; do
         # shellcheck disable=SC2086
         "$clang" $flags -fsanitize=fuzzer -fsanitize-coverage-allowlist="$here/engine.allow" \
             -DTARGET="fuzz_$target" -I"$include" -o "$out/$target.new" "$here/main.c" "$out/probe.o" \
-            -L"$lib" -Wl,-rpath,"$lib" -lpython"$version" -pthread -lm -ldl
+            -L"$lib" -Wl,-rpath,"$lib" -lpython"$version" -pthread -lm -ldl \
+            || fail "$target does not link"
         mv "$out/$target.new" "$out/$target"
     done
     echo "$mark" >"$out/mark"
@@ -83,8 +85,8 @@ fuzzer() {  # <target> <arguments of libFuzzer ...>
 round() {   # <target> <seconds> <max_len> <len_control>: one line of what was done; 1: a finding
     log=$out/$1.log
     status=0
-    fuzzer "$1" -max_total_time="$2" -max_len="$3" -len_control="$4" -dict="$here/http.dict" -artifact_prefix="$out/$1-" \
-        -rss_limit_mb=2048 -timeout=2 -print_final_stats=1 "$out/corpus/$1" >"$log" 2>&1 || status=$?
+    fuzzer "$1" -max_total_time="$2" -max_len="$3" -len_control="$4" -dict="$here/http.dict" \
+        -artifact_prefix="$out/$1-" -rss_limit_mb=2048 -timeout=2 -print_final_stats=1 "$out/corpus/$1" >"$log" 2>&1 || status=$?
     last=$(grep -E '^#[0-9]+.*cov: ' "$log" | tail -n 1)
     executed=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
@@ -129,7 +131,7 @@ PYTHONHOME=$("$python" -c "import sys; print(sys.base_prefix)")
 exec 9>"$out/lock"
 flock 9
 (unset PYTHONHOME; build)
-"$python" "$here/seeds.py" "$out/corpus"
+"$python" "$here/seeds.py" "$out/corpus" || fail "there are no seeds"
 exec 9>&-
 export PYTHONHOME
 
