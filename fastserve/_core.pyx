@@ -31,9 +31,9 @@ from fastserve.engine.deadline cimport (
 )
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
-    BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, QUIET, STATE, STUCK, TAIL, WANT, WATCHER, Lease,
+    BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease,
     Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
-    lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
+    lease_spares, lease_take_back, lease_turns, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
     watcher_gives, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
@@ -353,10 +353,12 @@ cdef int take_body(Reactor* r, Conn* c) noexcept nogil:
         c.body.used += made
         i.end -= <uint32_t>used
         memmove(i.data + at, i.data + at + used, i.end - at)
-        if <int64_t>(c.chunked.size + c.chunked.left) > lim.body_size:
-            return 413
-        if verdict != MORE:
+        if verdict != MORE and verdict != DONE:
             return verdict
+        if c.chunked.size + c.chunked.left > lim.body_size:
+            return 413
+        if verdict == DONE:
+            return DONE
     else:
         if <int64_t>c.body.used == head.content_length:
             return DONE
@@ -889,7 +891,7 @@ cdef void* watch(void* argument) noexcept nogil:
             if verdict == BLOCKED or verdict == COMPUTING or verdict == STUCK:
                 holds = seize(r, &look, verdict)
             if not holds:
-                watcher_rests(&r.lease, &h.crew, &look, verdict == QUIET)
+                watcher_rests(&r.lease, &h.crew, &look, verdict)
     watcher_closes(&r.lease, &h.crew)
     return NULL
 
@@ -970,7 +972,10 @@ cdef void finish_alone(Desk* d) noexcept nogil:
         sched_yield()
     scribe_date(&d.scribe, wall_seconds())
     commit(d.house, c, d.reply, &d.scribe, &d.handed)
-    push_out(c)
+    if not lease_turns(&d.home_reactor.lease):
+        # The holder is in Python for who knows how long. Otherwise it sends when it takes the connection
+        # home, and the client's next request does not arrive at one that is still away.
+        push_out(c)
     d.home = NULL
     send_home(d.home_reactor, c)
 

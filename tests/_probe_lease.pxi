@@ -491,7 +491,7 @@ cdef void* s_watcher(void* argument) noexcept nogil:
             holds = s_seize(t, look.word)
         if not holds:
             t.n[N_SLEEPS] += verdict == QUIET
-            watcher_rests(&r.lease, &s.crew, &look, verdict == QUIET)
+            watcher_rests(&r.lease, &s.crew, &look, verdict)
     s_leave(r, me)
     watcher_closes(&r.lease, &s.crew)
     add_u32(&s.ended, 1)
@@ -756,7 +756,7 @@ cdef void* duel_sleeper(void* argument) noexcept nogil:
         look.word = load_u64_seq(&d.lease.word)
         store_u32_release(&d.ready, i)
         duel_pause(d, 1)
-        watcher_rests(&d.lease, &d.crew, &look, True)
+        watcher_rests(&d.lease, &d.crew, &look, QUIET)
         store_u32_release(&d.awake, i)
     add_u32(&d.done, 1)
     return NULL

@@ -139,9 +139,11 @@ cdef inline int chunk_byte(Chunked* d, char c) noexcept nogil:
         digit = scan_hex(c)
         if digit < 16:
             d.state = IN_SIZE
-            d.left = d.left << 4 | digit
             d.digits += 1
-            return MORE if d.digits <= CHUNK_DIGITS_MAX else 400
+            if d.digits > CHUNK_DIGITS_MAX:
+                return 400
+            d.left = d.left << 4 | digit
+            return MORE
         if d.state == AT_SIZE:
             return 400
 

@@ -58,6 +58,7 @@ cdef enum:                  # nanoseconds
     TICK = 1_000_000                # the watcher's look at a busy reactor
     TICK_BRISK = 100_000            # for a while after it found a thread blocked
     BRISK = 20_000_000              # that while
+    TICK_SUSPECT = 20_000           # the second look at a CALL whose thread slept at the first
     PATIENCE = 10_000_000           # WANT or TAIL may stand this long
     PATIENCE_COMPUTING = 5_000_000  # so may a CALL that computes under a GIL: its switch interval
     IDLE_TICKS = 10                 # looks without news before the watcher sleeps
@@ -289,6 +290,11 @@ cdef inline void watcher_hungers(Lease* l, Crew* c, bint hungry) noexcept nogil:
             event_poke(c.leases[i].event)
 
 
+cdef inline bint lease_turns(Lease* l) noexcept nogil:
+    """Is the holder in native code just now? A hint: what it is told finds it soon."""
+    return load_u64_acquire(&l.word) & STATE == IO
+
+
 cdef inline bint lease_spares(Crew* c) noexcept nogil:
     """Should a holder without requests give its lease to the watcher and park? Another reactor has
     requests and nobody to run them."""
@@ -321,6 +327,7 @@ cdef enum:                  # verdicts
     COMPUTING = 2           # a CALL that has computed for too long
     STUCK = 3               # WANT or TAIL beyond patience
     QUIET = 4               # nothing happens at all
+    SUSPECT = 5             # a new CALL whose thread sleeps: worth a second look soon
 
 
 cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept nogil:
@@ -342,6 +349,8 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
         seen.word = word
         seen.since = now
         seen.still = 0
+        if state == CALL and holder != WATCHER and thread_state(c.mates[holder].tid) == c'S':
+            return SUSPECT
         return LET
     if state == IO:
         seen.still += 1
@@ -358,13 +367,13 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
     return BLOCKED
 
 
-cdef inline void watcher_rests(Lease* l, Crew* c, Look* seen, bint quiet) noexcept nogil:
+cdef inline void watcher_rests(Lease* l, Crew* c, Look* seen, int verdict) noexcept nogil:
     """Until the next look; when nothing happened for a while, until somebody publishes. The load of
     the word after the store of `asleep` meets lease_publish's store and load in the other order; that
     of `holder` meets lease_give_up's."""
     cdef int64_t tick = TICK_BRISK if seen.at < seen.brisk_until else TICK
-    if not quiet:
-        futex_wait(&l.asleep, 0, tick)
+    if verdict != QUIET:
+        futex_wait(&l.asleep, 0, TICK_SUSPECT if verdict == SUSPECT else tick)
         return
     store_u32_seq(&l.asleep, 1)
     if (load_u64_seq(&l.word) == seen.word and load_u32_seq(&l.holder) != WATCHER

@@ -13,25 +13,28 @@
  *   - no handler runs twice at a time on a connection                                  (handle)
  *   - at most one thread a reactor waits for the GIL as its holder or its gil_waiter      (WANT)
  *   - when nothing moves any more: every request was answered, no connection is under way, no
- *     watcher sleeps beside a standing word, no worker is parked while a watcher holds with ready
- *     requests and nobody waits for the GIL; after closing: every thread has ended     (Quiet)
+ *     watcher sleeps beside a standing word or with the lease in hand, no worker is parked while a
+ *     watcher holds with ready requests and nobody waits for the GIL, no reactor is hungry and
+ *     `wanted` is 0 again; after closing: every thread has ended                       (Quiet)
  *   - with LIVENESS and weak fairness: every request is answered in the end    (ltl all_answered)
+ *   - with REST: it comes to rest: there is no cycle at all, fair or not. Requests are few and every
+ *     word is new, so a cycle is leases going round without a request      (pan -l, no progress label)
  *
  * One request of connection 0 may block until all other connections were answered: only a hand-over
- * gets it on, so a wake-up that is lost anywhere ends in a standstill, which Quiet sees.
+ * gets it on, so a wake-up that is lost anywhere ends in a standstill, which Quiet sees. With two
+ * reactors and two workers the other worker may idle as the holder of the other reactor: only hunger
+ * brings it over.
  *
  * Instances: WORKERS, LEASES (reactors, each with its watcher), CONNS (connection c belongs to
- * reactor c % LEASES), FIRST (requests on connection 0; one on each other), TAILS, NO_GIL, CLOSING.
+ * reactor c % LEASES; SKEWED: all to reactor 0), FIRST (requests on connection 0; one on each other),
+ * TAILS, NO_GIL, CLOSING, SPARES (every worker is a spare one, which passes an idle lease on).
  * To make one smaller: EAGER (a verdict and an arrival fall at once), SHARP (a watcher without its
  * sleep), NEVER_FIRST (the lease is not passed on before a call), INDEPENDENT (no handler waits for
  * another connection). LIVENESS checks the ltl instead of Quiet. Seeded mistakes, each of which must
  * be caught: MISTAKES in test_lease_model.py.
- *
- * With two reactors handlers are INDEPENDENT, or workers more than reactors plus blocked handlers:
- * an idle reactor keeps the worker that holds it, in epoll_wait, however much another one needs it.
  */
 
-#ifdef LIVENESS
+#if defined(LIVENESS) || defined(REST)
 #define EAGER
 #endif
 #ifndef WORKERS
@@ -85,6 +88,7 @@ byte holder[LEASES];
 byte asker[LEASES];
 byte gil_waiter[LEASES];
 bit asleep[LEASES];
+bit hungry[LEASES];
 bit closed[LEASES];
 
 /* struct Crew, struct Mate. What crew.lock covers is one step here. */
@@ -92,6 +96,7 @@ byte stack[WORKERS];
 byte parked;
 bit closing;            /* the server's: watchers, and holders in IO */
 bit nobody_parks;       /* crew.closing */
+byte wanted;
 byte wake[WORKERS];
 byte let_go[WORKERS];
 
@@ -119,7 +124,11 @@ bit running[CONNS];
 byte ended;
 
 #define BIT(c) (1 << (c))
+#ifdef SKEWED
+#define MINE(r, c) ((r) == 0)
+#else
 #define MINE(r, c) ((c) % LEASES == (r))
+#endif
 
 #if CONNS == 1
 #define DONE (answered[0] == FIRST)
@@ -230,6 +239,25 @@ inline poke(r) {
     poked[r] = 1
 }
 
+/* lease_give_up. */
+inline give_up(me, r) {
+    d_step { touch(me, r); rightful[r] = SELF_WATCHER(r); holder[r] = WATCHER }
+    asleep[r] = 0                                   /* lease_wake_watcher */
+}
+
+/* watcher_hungers. */
+inline hungers(r, so) {
+    if
+    :: hungry[r] == (so)
+    :: hungry[r] && !(so) -> atomic { hungry[r] = 0; assert(wanted); wanted-- }
+    :: !hungry[r] && (so) ->
+        atomic { hungry[r] = 1; wanted++ }
+#if LEASES == 2 && !defined(HUNGERS_WITHOUT_A_POKE)
+        poked[1 - r] = 1
+#endif
+    fi
+}
+
 /* A connection comes home, or keeps its place after a call on lease: what is already buffered makes
    it ready at once, because epoll will not report it. */
 inline settle(r, c) {
@@ -239,8 +267,9 @@ inline settle(r, c) {
     fi
 }
 
-/* A turn: send what was committed, epoll_wait, parse, take connections home. It waits unless something
-   is ready; the watcher waits all the same, for a poke: it runs no handlers. */
+/* A turn: send what was committed, epoll_wait, parse, take connections home. A worker waits unless
+   something is ready or another reactor wants it: the poke that told it so may be one that an earlier
+   turn took. The watcher waits all the same, for a poke: it runs no handlers. */
 inline turn(me, r, waits) {
     d_step {
         touch(me, r);
@@ -362,18 +391,37 @@ park:   /* crew_park */
 io:     /* the holder, without the GIL */
 #ifdef CLOSING
     if
-    :: closing ->
-        d_step { touch(me, r); rightful[r] = SELF_WATCHER(r); holder[r] = WATCHER }
-        asleep[r] = 0;
-        goto leave
+    :: closing -> give_up(me, r); goto leave
     :: else
     fi;
 #endif
-    turn(me, r, ready[r] == 0);
+#ifdef WAITS_WHILE_WANTED
+    ok = (ready[r] == 0);
+#else
+    ok = (ready[r] == 0 && wanted == 0);
+#endif
+    turn(me, r, ok);
     if
-    :: ready[r] == 0 -> goto io
+    :: ready[r] == 0 ->
+        if
+        :: atomic { wanted -> ok = 0 }              /* lease_spares */
+            give_up(me, r);
+            goto park
+        :: else -> goto idles
+        fi
     :: else
     fi;
+    goto has;
+idles:
+#ifdef SPARES
+    pop(m);                                         /* lease_pass */
+    if
+    :: m != NOBODY -> lend(me, r, m); goto park
+    :: else
+    fi;
+#endif
+    goto io;
+has:
 
     publish(me, r, w, WANT);
     atomic { take_gil(me); queued[r]-- }
@@ -491,50 +539,64 @@ holds:  /* it holds: turns, and gives after each */
     fi;
 #endif
     turn(me, r, true);
-    m = asker[r];                                   /* watcher_gives */
+    atomic { ok = (ready[r] != 0); m = asker[r] }   /* watcher_gives */
     if
     :: m ->
         gil_waiter[r] = 0;
         asker[r] = 0;
         m--;
-        lend(me, r, m)
+        lend(me, r, m);
+        ok = 0
 #ifdef GIVES_TO_ANYBODY
     :: !m ->
 #else
-    :: !m && gil_waiter[r] -> goto holds
+    :: !m && gil_waiter[r] -> ok = 0; m = NOBODY
     :: !m && !gil_waiter[r] ->
 #endif
-        pop(m);
         if
-        :: m == NOBODY -> goto holds
-        :: else -> lend(me, r, m)
+#ifndef TAKES_WITHOUT_NEED
+        :: !ok && wanted -> m = NOBODY
+#endif
+        :: else ->
+            pop(m);
+            if
+            :: m == NOBODY
+            :: else -> lend(me, r, m); ok = 0
+            fi
         fi
+    fi;
+    hungers(r, ok);
+    if
+    :: m == NOBODY -> m = 0; ok = 0; goto holds
+    :: else -> m = 0
     fi;
 
 looks:  /* watcher_looks: twice the same word for a verdict */
-#ifdef CLOSING
-    if
-    :: holder[r] == WATCHER -> goto holds           /* a worker gave it, and left */
-    :: else
-    fi;
-#endif
 #ifdef SHARP
     /* The same with fewer steps: it neither sleeps nor looks at words that do not stand. */
-    atomic { who = 0; m = 0; c = 0; ok = 0; STATE(word[r]) != IO -> w = word[r] }
+    atomic {
+        who = 0; m = 0; c = 0; ok = 0;
+        if
+        :: holder[r] == WATCHER -> goto holds
+        :: STATE(word[r]) != IO -> w = word[r]
+        fi
+    }
     goto seizes;
 #endif
+    if
+    :: holder[r] == WATCHER -> goto holds           /* a worker gave it up */
+    :: else
+    fi;
     atomic { who = 0; m = 0; c = 0; ok = 0; w = word[r] }
-#ifdef CLOSING
-    who = holder[r];
+    atomic { who = holder[r];
 #ifdef ASKS_ANYBODY
     assert(w != seen || STATE(w) != CALL || who != WATCHER);    /* whose clock, whose state? */
 #endif
     if
-    :: closing && STATE(w) != IO -> seen = w; goto seizes
-    :: w == seen && who == WATCHER -> goto looks
-    :: else
-    fi;
-#endif
+    :: closing && STATE(w) != IO -> seen = w; who = 0; goto seizes
+    :: !closing && w == seen && STATE(w) == CALL && who == WATCHER -> goto looks
+    :: else -> who = 0
+    fi }
     if
     :: w != seen -> seen = w; goto looks
     :: w == seen && STATE(w) == IO                  /* QUIET: watcher_rests */
@@ -546,12 +608,19 @@ looks:  /* watcher_looks: twice the same word for a verdict */
     asleep[r] = 1;
     if
     :: word[r] == seen ->
+#ifndef RESTS_WITHOUT_LOOKING
+        if
+        :: holder[r] == WATCHER -> goto rested
+        :: else
+        fi;
+#endif
         if
         :: !nobody_parks -> asleep[r] == 0
         :: else
         fi
     :: else
     fi;
+rested:
     asleep[r] = 0;
     goto looks;
 
@@ -584,7 +653,12 @@ seizes:
     fi;
     pop(m);                                         /* lease_pass */
     if
-    :: m == NOBODY -> goto holds
+    :: m == NOBODY ->
+        m = 0;
+#ifndef HUNGERS_AT_THE_END_OF_A_TURN
+        hungers(r, ready[r] != 0);
+#endif
+        goto holds
     :: else -> lend(me, r, m); goto looks
     fi;
 #endif
@@ -645,13 +719,14 @@ proctype Quiet() {
     i = 0;
     do
     :: i < LEASES ->
-        assert(!(asleep[i] && STATE(word[i]) != IO));
+        assert(!(asleep[i] && (STATE(word[i]) != IO || holder[i] == WATCHER)));
+        assert(!hungry[i]);
         assert(!(holder[i] == WATCHER && parked && ready[i] && !gil_waiter[i]));
         assert(holder[i] != WATCHER || rightful[i] == SELF_WATCHER(i));
         i++
     :: else -> break
     od;
-    assert(DONE);
+    assert(DONE && wanted == 0);
     i = 0;
     do
     :: i < CONNS -> assert(where[i] == IDLE && !out[i] && !left[i]); i++
