@@ -36,8 +36,8 @@ _HOMES = {
     "Args": "fastserve.args",
     "File": "fastserve.forms",
     "Files": "fastserve.forms",
-    "Headers": "fastserve._core",
-    "RequestCtx": "fastserve._core",
+    "Headers": "fastserve.server",
+    "RequestCtx": "fastserve.server",
     "Server": "fastserve.server",
 }
 
@@ -47,13 +47,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
     import importlib
 
-    try:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name != "fastserve._core":
-            raise
-        raise ImportError(
-            "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
-        ) from None
-    globals()[name] = value
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value

@@ -96,7 +96,7 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
     try:
         for bind in binds:
             parse_bind(bind)
-        from fastserve import Server
+        from fastserve.server import Server
     except (ValueError, ImportError) as error:
         raise _CannotStart(error) from None
     handler = _load(target)

@@ -22,12 +22,20 @@ from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, TracebackType
 from typing import Any, Self
 
-from fastserve._core import Core, RequestCtx
 from fastserve.binds import Bind, parse_bind
 from fastserve.config import Config
 from fastserve.errors import ServerClosed, StartError
 
-__all__ = ["Handler", "Server"]
+try:
+    from fastserve._core import Core, Headers, RequestCtx
+except ModuleNotFoundError as error:
+    if error.name != "fastserve._core":
+        raise
+    raise ImportError(
+        "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
+    ) from None
+
+__all__ = ["Handler", "Headers", "RequestCtx", "Server"]
 
 _log = logging.getLogger("fastserve.error")
 

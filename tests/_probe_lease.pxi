@@ -75,6 +75,7 @@ cdef enum:                  # counters
     N_TURNS
     N_WATCHER_TURNS
     N_SPARED
+    N_HUNG
     N_COUNTERS
 
 
@@ -89,6 +90,7 @@ cdef struct SConn:
     uint64_t sent
     uint32_t check          # who has its output in hand
     uint32_t replied        # what the client has seen
+    uint32_t hung           # one of its handlers waits for all other connections
 
 
 cdef struct SReactor:
@@ -122,6 +124,10 @@ cdef struct Stress:
     uint32_t ended
     uint32_t chaos          # of 1024 looks, how many seize whatever stands
     uint32_t first          # of 1024 calls, how many are passed on first
+    uint32_t skew           # of four connections, how many are reactor 0's whatever their number
+    uint32_t hang           # so many handlers wait until nothing else is left to do ...
+    uint32_t hanging
+    uint32_t released       # ... which the clients say
     uint32_t n_workers
     uint32_t n_reactors
     uint32_t n_conns
@@ -182,6 +188,12 @@ cdef void s_leave(SReactor* r, uint32_t who) noexcept nogil:
 
 # Connections.
 
+cdef uint32_t s_reactor_of(Stress* s, uint32_t i) noexcept nogil:
+    if not s.skew:
+        return i % s.n_reactors
+    return 0 if i % 4 < s.skew else i // 4 % s.n_reactors
+
+
 cdef void s_ready(SReactor* r, SConn* c) noexcept nogil:
     c.state = S_READY
     c.next = NULL
@@ -219,10 +231,11 @@ cdef void s_settle(SReactor* r, SConn* c) noexcept nogil:
 cdef void s_flush(SReactor* r) noexcept nogil:
     cdef Stress* s = r.stress
     cdef SConn* c
-    cdef uint32_t i = r.lease.index
-    while i < s.n_conns:
+    cdef uint32_t i
+    for i in range(s.n_conns):
+        if s_reactor_of(s, i) != r.lease.index:
+            continue
         c = &s.conns[i]
-        i += s.n_reactors
         # The word of who owns a connection is the holder's: it set AWAY, and takes it home.
         if c.state != S_AWAY and c.out:
             s_send(s, c, c.out, r.check - 1, 0)
@@ -273,9 +286,17 @@ cdef void s_send_home(SReactor* r, SConn* c) noexcept nogil:
 
 # The worker.
 
-cdef void s_handler(SThread* t) noexcept nogil:
+cdef void s_handler(SThread* t, SConn* c) noexcept nogil:
     cdef Stress* s = t.stress
     cdef uint32_t kind = s_luck(t, 1000)
+    if load_u32(&s.hanging) < s.hang and s_luck(t, 8) == 0 and add_u32(&s.hanging, 1) <= s.hang:
+        t.n[N_HUNG] += 1
+        store_u32_seq(&c.hung, 1)
+        s_drop_gil(s)
+        while not load_u32_seq(&s.released):
+            usleep(200)
+        s_take_gil(s)
+        return
     if kind < 640:
         return
     if kind < 800:
@@ -319,7 +340,7 @@ cdef bint s_batch(SThread* t, SReactor* r) noexcept nogil:
             s_leave(r, me)
             if lease_pass(&r.lease, &s.crew):
                 t.n[N_PASSED] += 1
-                s_handler(t)
+                s_handler(t, c)
                 s_drop_gil(s)
                 s_finish_alone(t, r, c, 0)
                 return False
@@ -327,7 +348,7 @@ cdef bint s_batch(SThread* t, SReactor* r) noexcept nogil:
         r.calling = c
         s_leave(r, me)
         word = lease_publish(&r.lease, CALL)
-        s_handler(t)
+        s_handler(t, c)
         if not lease_take_back(&r.lease, word):
             s_drop_gil(s)
             s_finish_alone(t, r, c, word)
@@ -507,9 +528,11 @@ cdef uint64_t s_clients(Stress* s, SThread* t, uint64_t requests, int64_t stall)
     cdef uint64_t* ahead = <uint64_t*>calloc(s.n_conns, sizeof(uint64_t))
     cdef int64_t moved = now_ns()
     cdef uint32_t i
+    cdef bint busy
     cdef SConn* c
     while answered < requests and not load_u32(&s.wrong):
         answered = 0
+        busy = False
         for i in range(s.n_conns):
             c = &s.conns[i]
             answered += load_u32_acquire(&c.replied)
@@ -520,6 +543,9 @@ cdef uint64_t s_clients(Stress* s, SThread* t, uint64_t requests, int64_t stall)
                 asked += k
                 ahead[i] += k
                 c_write(c.fd, &k, sizeof(k))
+            busy = busy or ahead[i] != load_u32_acquire(&c.replied) and not load_u32_seq(&c.hung)
+        if asked == requests and not busy:
+            store_u32_seq(&s.released, 1)
         if answered != before:
             before = answered
             moved = now_ns()
@@ -527,12 +553,13 @@ cdef uint64_t s_clients(Stress* s, SThread* t, uint64_t requests, int64_t stall)
             break
         # From time to time long enough for the watchers to fall asleep.
         usleep(25_000 if s_luck(t, 2000) == 0 else s_luck(t, 200))
+    store_u32_seq(&s.released, 1)
     free(ahead)
     return answered
 
 
 cdef Stress* s_make(uint32_t workers, uint32_t reactors, uint32_t conns, bint gil, uint32_t chaos,
-                    uint32_t first, uint64_t seed) noexcept nogil:
+                    uint32_t first, uint32_t skew, uint32_t hang, uint64_t seed) noexcept nogil:
     cdef Stress* s = <Stress*>calloc(1, sizeof(Stress))
     cdef SReactor* r
     cdef uint32_t i
@@ -542,6 +569,8 @@ cdef Stress* s_make(uint32_t workers, uint32_t reactors, uint32_t conns, bint gi
     s.has_gil = gil
     s.chaos = chaos
     s.first = first
+    s.skew = skew
+    s.hang = hang
     s.mates = <Mate*>calloc(workers, sizeof(Mate))
     s.conns = <SConn*>calloc(conns, sizeof(SConn))
     s.threads = <SThread*>calloc(workers + reactors + 1, sizeof(SThread))
@@ -561,7 +590,7 @@ cdef Stress* s_make(uint32_t workers, uint32_t reactors, uint32_t conns, bint gi
     for i in range(conns):
         s.conns[i].index = i
         s.conns[i].fd = event_make()
-        poll_add(s.reactors[i % reactors].epoll, s.conns[i].fd, EPOLLIN | EPOLLONESHOT, i)
+        poll_add(s.reactors[s_reactor_of(s, i)].epoll, s.conns[i].fd, EPOLLIN | EPOLLONESHOT, i)
     for i in range(workers + reactors + 1):
         s.threads[i].stress = s
         s.threads[i].luck = (seed + i + 1) * <uint64_t>0x9E3779B97F4A7C15
@@ -607,11 +636,12 @@ cdef bint s_close(Stress* s, int64_t patience) noexcept nogil:
 
 
 def lease_stress(uint64_t requests, *, uint32_t workers=6, uint32_t reactors=1, uint32_t conns=24, bint gil=True,
-                 uint32_t chaos=100, uint32_t first=100, uint64_t seed=0, double stall=30.0,
-                 bint close_early=False):
-    """Runs so many requests through leases: what was counted. `wrong` names what must never happen;
+                 uint32_t chaos=100, uint32_t first=100, uint32_t skew=0, uint32_t hang=0, uint64_t seed=0,
+                 double stall=30.0, bint close_early=False):
+    """Runs so many requests through leases: what was counted. `hang` handlers, fewer than workers, wait
+    until all others' requests were answered. `wrong` names what must never happen;
     `stalled`: nothing moved any more, or a thread did not end (then its memory is left to it)."""
-    if not (0 < workers and 0 < reactors <= S_REACTORS and workers + reactors <= S_THREADS and conns):
+    if not (hang < workers and 0 < reactors <= S_REACTORS and workers + reactors <= S_THREADS and conns):
         raise ValueError("more threads than there is room for, or none")
     cdef Stress* s
     cdef uint64_t answered, at_most = requests
@@ -622,7 +652,7 @@ def lease_stress(uint64_t requests, *, uint32_t workers=6, uint32_t reactors=1, 
     cdef int64_t patience = <int64_t>(stall * 1e9)
     memset(sums, 0, sizeof(sums))
     with nogil:
-        s = s_make(workers, reactors, conns, gil, chaos, first, seed)
+        s = s_make(workers, reactors, conns, gil, chaos, first, skew, hang, seed)
         for i in range(workers + reactors):
             thread_start(&s.threads[i].id, s_worker if i < workers else s_watcher, &s.threads[i])
         answered = s_clients(s, &s.threads[workers + reactors], at_most, patience)
@@ -643,7 +673,7 @@ def lease_stress(uint64_t requests, *, uint32_t workers=6, uint32_t reactors=1, 
     stalled = not ended or (answered < requests and not wrong)
     # What a holder keeps to itself is told only when it is gone.
     told = ("calls", "alone", "passed_first", "seized_want", "seized_call", "seized_tail", "too_late", "verdicts",
-            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns", "spared")
+            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns", "spared", "hung")
     counts = {name: sums[k] for k, name in enumerate(told)}
     names = ("two holders", "two senders", "replies out of order", "a connection in two places",
              "two threads wait for the GIL", "calls and replies differ")
