@@ -31,10 +31,10 @@ from fastserve.engine.deadline cimport (
 )
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
-    BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease,
-    Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
-    lease_spares, lease_take_back, lease_turns, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack, watcher_closes,
-    watcher_gives, watcher_looks, watcher_rests,
+    BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
+    crew_park, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize, lease_spares,
+    lease_take_back, lease_turns, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
+    watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
 from fastserve.engine.net cimport (
@@ -131,7 +131,9 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     flush(r)
     if load_u32(&h.draining) and not r.draining:
         drain(r)
-    n = poll_wait(r.epoll, events, EVENTS, 0 if may_call and r.ready.size else patience(r))
+    # A worker does not sleep here while it has requests to call, or another reactor has and lacks a worker.
+    n = poll_wait(r.epoll, events, EVENTS,
+                  0 if may_call and (r.ready.size or lease_spares(&h.crew)) else patience(r))
     if n == 0 and load_u32(&h.n_dropped):
         wake_keeper(h)
     r.now = now_ns()
@@ -922,6 +924,8 @@ cdef bint seize(Reactor* r, Look* look, int verdict) noexcept nogil:
         store_u64_release(&h.crew.mates[was].let_go, look.word)
     if lease_pass(&r.lease, &h.crew):
         return False
+    # Now, not behind a turn that may wait for long.
+    watcher_hungers(&r.lease, &h.crew, r.ready.size != 0)
     grow(h)
     return True
 

@@ -18,7 +18,7 @@ from fastserve.engine.lease cimport (
     BLOCKED, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER,
     Crew, Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass,
     lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id,
-    watcher_closes, watcher_gives, watcher_looks, watcher_rests,
+    watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.poll cimport (
     EPOLLET, EPOLLIN, EPOLLONESHOT, epoll_event, event_make, event_poke, poll_add, poll_change, poll_make, poll_wait,
@@ -408,7 +408,7 @@ cdef void* s_worker(void* argument) noexcept nogil:
             lease_give_up(&r.lease)
             break
         t.n[N_TURNS] += 1
-        s_turn(r, m.index, r.first is NULL)
+        s_turn(r, m.index, r.first is NULL and not lease_spares(&s.crew))
         if r.first is NULL:
             if lease_spares(&s.crew):
                 t.n[N_SPARED] += 1
@@ -467,6 +467,8 @@ cdef bint s_seize(SThread* t, uint64_t word) noexcept nogil:
     if lease_pass(&r.lease, &s.crew):
         return False
     s_enter(r, me)
+    # Now, not after a turn that waits for what may never come.
+    watcher_hungers(&r.lease, &s.crew, r.first is not NULL)
     return True
 
 

@@ -44,7 +44,8 @@ def build_probe() -> Path:
     place.mkdir(parents=True, exist_ok=True)
     built = place / f"_probe{sysconfig.get_config_var('EXT_SUFFIX')}"
     engine = ROOT / "fastserve" / "engine"
-    sources = [SOURCE, *SOURCE.parent.glob("_probe*.pxi"), ROOT / "setup.py", *engine.glob("*.pxd"), *engine.glob("*.h")]
+    parts = SOURCE.parent.glob("_probe*.pxi")
+    sources = [SOURCE, *parts, ROOT / "setup.py", *engine.glob("*.pxd"), *engine.glob("*.h")]
     with open(place / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
