@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Serve, wait_for
@@ -330,10 +331,11 @@ def test_a_handler_starts_threads_and_they_do_not_reach_the_context_afterwards(s
 
 
 @pytest.mark.parametrize("what", ["get_ident", "_allocate_lock", "_start_new_thread", "_start_joinable_thread"])
-def test_patched_threads_are_refused_in_one_line(what: str) -> None:
+def test_patched_threads_are_refused_in_one_line(what: str, tmp_path: Path) -> None:
     """As gevent and eventlet patch them; in a process of its own, because threads are in use here."""
     text = f"""
 import threading
+from pathlib import Path
 from fastserve import Server, StartError
 def patched(*args, **kwargs): raise SystemError("a greenlet")
 real = getattr(threading, {what!r}, None)
@@ -349,7 +351,7 @@ finally:
 """
     root = os.path.dirname(os.path.dirname(fastserve.__file__))
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=PATIENCE,
-                          env=os.environ | {"PYTHONPATH": root})
+                          env=os.environ | {"PYTHONPATH": root}, cwd=tmp_path)
     if done.returncode == 9:
         pytest.skip(f"threading has no {what} in this Python")
     assert (done.returncode, done.stderr) == (0, "")
