@@ -691,9 +691,7 @@ proctype Closer() {
     do
     :: r < LEASES ->
         poke(r);
-#ifndef CLOSES_WITHOUT_WAKING
         asleep[r] = 0;                              /* lease_wake_watcher */
-#endif
         r++
     :: else -> break
     od

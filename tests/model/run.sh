@@ -17,8 +17,9 @@ search() {  # <how pan keeps its states> <instance>
     cd "$place"
     cp "$here/lease.pml" .
     defines=$(for word in $2; do printf -- '-D%s ' "$word"; done)
-    case $2 in
-        *LIVENESS*) kind=""; flags="-a -f" ;;
+    case " $2 " in
+        *" LIVENESS "*) kind=""; flags="-a -f" ;;
+        *" REST "*) kind="-DNP"; flags="-l -E" ;;
         *) kind="-DSAFETY"; flags="-E" ;;
     esac
     # shellcheck disable=SC2086
@@ -37,14 +38,23 @@ search() {  # <how pan keeps its states> <instance>
 }
 
 deep() {
+    search -DCOLLAPSE "FIRST=1"
+    search -DCOLLAPSE "FIRST=1 LIVENESS"
+    search -DCOLLAPSE "FIRST=1 LEASES=2 NO_GIL SHARP INDEPENDENT NEVER_FIRST EAGER"
+    search -DCOLLAPSE "FIRST=3 CONNS=1 INDEPENDENT"
+    search -DCOLLAPSE "FIRST=1 CONNS=1 CLOSING TAILS"
     search -DCOLLAPSE "FIRST=2"
     search -DCOLLAPSE "FIRST=1 TAILS"
     search -DCOLLAPSE "FIRST=2 CONNS=1 CLOSING"
     search -DCOLLAPSE "FIRST=1 LIVENESS TAILS"
     search -DCOLLAPSE "FIRST=2 CONNS=1 WORKERS=3 INDEPENDENT"
+    search -DCOLLAPSE "FIRST=1 LEASES=2 NO_GIL SHARP NEVER_FIRST SKEWED EAGER"
+    search -DCOLLAPSE "FIRST=1 LEASES=2 WORKERS=1 NO_GIL INDEPENDENT SHARP SPARES REST"
     # These do not come to an end soon: so many minutes each, not every state kept (bit-state hashing).
     PAN_FLAGS="-w33 -k3 -Q${MINUTES:-5}"
     search -DBITSTATE "FIRST=1 LEASES=2 NO_GIL SHARP INDEPENDENT"
+    search -DBITSTATE "FIRST=1 LEASES=2 CONNS=3 NO_GIL SHARP NEVER_FIRST EAGER"
+    search -DBITSTATE "FIRST=1 LEASES=2 NO_GIL SKEWED CLOSING SHARP"
     search -DBITSTATE "FIRST=1 CLOSING"
     search -DBITSTATE "FIRST=1 WORKERS=3"
     search -DBITSTATE "FIRST=1 WORKERS=3 LEASES=2 NO_GIL SHARP NEVER_FIRST"
@@ -86,7 +96,8 @@ until = time.monotonic() + $1
 total, rounds = {}, 0
 ways = [dict(), dict(workers=3, conns=6, chaos=400), dict(gil=False, reactors=2, workers=7), dict(chaos=0, first=0),
         dict(gil=False, reactors=4, workers=9, chaos=300), dict(workers=2, conns=4, chaos=1000, first=300),
-        dict(close_early=True, workers=8, conns=64)]
+        dict(close_early=True, workers=8, conns=64), dict(workers=3, reactors=3, hang=2, skew=2, conns=12),
+        dict(gil=False, workers=4, reactors=4, hang=3, skew=3, conns=12, chaos=0)]
 seed = int(time.time())
 while time.monotonic() < until:
     for way in ways:

@@ -20,28 +20,34 @@ for _tool in ("spin", "gcc"):
 
 ONE = "FIRST=1"
 TWO = "FIRST=1 LEASES=2 NO_GIL SHARP INDEPENDENT NEVER_FIRST"
+ALONE = "FIRST=1 LEASES=2 WORKERS=1 NO_GIL INDEPENDENT NEVER_FIRST"      # one worker for two reactors
+SKEWED = "FIRST=1 LEASES=2 NO_GIL SHARP NEVER_FIRST SKEWED EAGER"        # the other one idles where nothing is
 SHUT = "FIRST=1 CONNS=1 CLOSING"
 
 RIGHT = {
-    "one reactor": ONE,
-    "references dropped between batches": f"{ONE} TAILS EAGER",
-    "pipelined, one connection": "FIRST=3 CONNS=1 INDEPENDENT",
-    "two reactors": TWO,
-    "closing": SHUT,
-    "closing, with tails": f"{SHUT} TAILS EAGER",
-    "everything is answered": f"{ONE} LIVENESS",
+    "one reactor": f"{ONE} EAGER",
+    "pipelined, one connection": "FIRST=2 CONNS=1 INDEPENDENT",
+    "two reactors, one worker": ALONE,
+    "two reactors come to rest": f"{ALONE} SHARP REST",
+    "two reactors, everything is answered": f"{ALONE} SHARP LIVENESS",
+    "closing": f"{SHUT} EAGER",
 }
 
 MISTAKES = {
     "a plain flag instead of numbers": f"{ONE} PLAIN_FLAG",
     "numbers that two reactors share": f"{TWO} SAME_NUMBERS",
+    "waiting while another reactor is hungry": f"{ALONE} WAITS_WHILE_WANTED",
+    "hungry only after the turn that follows a seizure": f"{SKEWED} HUNGERS_AT_THE_END_OF_A_TURN",
+    "hungry in silence": f"{ALONE} HUNGERS_WITHOUT_A_POKE",
+    "falling asleep with the lease in hand": f"{ALONE} RESTS_WITHOUT_LOOKING",
+    "taking a worker that others need": f"{ALONE} SHARP LIVENESS TAKES_WITHOUT_NEED",
+    "leases that go round": f"{ALONE} SHARP REST TAKES_WITHOUT_NEED",
     "taking back with a store": f"{ONE} TAKES_BACK_WITH_A_STORE",
     "`asleep` loaded before the word is stored": f"{ONE} LOADS_BEFORE_STORE",
     "parking without a poke": f"{ONE} PARKS_WITHOUT_A_POKE",
     "the watcher holds before it says so": f"{ONE} HOLDS_LATE",
     "the watcher gives while somebody waits for the GIL": f"{ONE} GIVES_TO_ANYBODY",
     "sending beside the seizer": f"{ONE} WAITS_FOR_NO_LET_GO",
-    "closing without waking the watcher": f"{SHUT} CLOSES_WITHOUT_WAKING",
     "asking for a closed lease": f"{SHUT} ASKS_WITHOUT_LOOKING",
     "asking the clock of a holder that is the watcher": f"{SHUT} ASKS_ANYBODY",
 }
@@ -57,9 +63,13 @@ def search(place: Path, instance: str) -> tuple[int, str]:
     defines = [f"-D{word}" for word in instance.split()]
     shutil.copy(MODEL, place)
     run("spin", "-a", *defines, MODEL.name)
-    kind, flags = (["-DSAFETY"], ["-E"]) if "LIVENESS" not in instance else ([], ["-a", "-f"])
+    kind, flags = ["-DSAFETY"], ["-E"]
+    if "LIVENESS" in instance.split():
+        kind, flags = [], ["-a", "-f"]
+    elif "REST" in instance.split():
+        kind, flags = ["-DNP"], ["-l", "-E"]
     memory = os.environ.get("FASTSERVE_SPIN_MEMORY", "2000")
-    run("gcc", "-O2", "-w", "-DCOLLAPSE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c")
+    run("gcc", "-O1", "-w", "-DCOLLAPSE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c")
     # -E: a thread that waits for ever is judged by Quiet, which knows whether anything is left to do.
     said = run("./pan", *flags, "-m400000")
     errors = re.search(r"errors: (\d+)", said)

@@ -30,6 +30,23 @@ def test_every_request_is_answered_by_one_holder_at_a_time(way: dict, chance) ->
     assert got["answered"] >= 3000 if way.get("close_early") else got["answered"] == got["calls"] == 3000
 
 
+SKEWS = (
+    dict(workers=2, reactors=2, hang=1, skew=4, conns=12),
+    dict(workers=3, reactors=3, hang=2, skew=2, conns=12, chaos=0),
+    dict(workers=4, reactors=4, hang=3, skew=3, conns=12, gil=False),
+    dict(workers=2, reactors=2, hang=1, skew=2, conns=8, gil=False, chaos=0, first=0),
+)
+
+
+@pytest.mark.parametrize("way", SKEWS, ids=str)
+def test_one_free_worker_serves_every_reactor(way: dict, chance) -> None:
+    """All others hang in a handler until nothing else is left to do: no reactor may keep the free one."""
+    for requests in (200, 200, 200, 12, 12, 12, 12, 12, 12):
+        got = lease_stress(requests, seed=chance.randrange(2**32), **way)
+        assert not got["stalled"] and got["wrong"] == [], got
+        assert got["answered"] == got["calls"] == requests
+
+
 def test_closing_again_and_again(chance) -> None:
     for _ in range(100):
         got = lease_stress(20, workers=4, conns=12, chaos=500, close_early=True, seed=chance.randrange(2**32))
