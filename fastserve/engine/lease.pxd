@@ -264,16 +264,19 @@ cdef inline bint watcher_gives(Lease* l, Crew* c, bint ready) noexcept nogil:
     and nobody parked the reactor is hungry: then reactors without requests leave parked workers to
     it, and their idle holders park (`lease_spares`)."""
     cdef uint32_t asker = load_u32_acquire(&l.asker)
-    cdef bint given = False
+    cdef Mate* m = NULL
     if asker:
         l.gil_waiter = 0
         store_u32(&l.asker, 0)
-        lease_lend(l, &c.mates[asker - 1])
-        given = True
+        m = &c.mates[asker - 1]
     elif not l.gil_waiter and (ready or not load_u32_seq(&c.wanted)):
-        given = lease_pass(l, c)
-    watcher_hungers(l, c, ready and not given and not l.gil_waiter)
-    return given
+        m = crew_pop(c)
+    # Before it is lent: a new holder that still saw this hunger would give the lease up again.
+    watcher_hungers(l, c, ready and m is NULL and not l.gil_waiter)
+    if m is NULL:
+        return False
+    lease_lend(l, m)
+    return True
 
 
 cdef inline void watcher_hungers(Lease* l, Crew* c, bint hungry) noexcept nogil:
