@@ -68,7 +68,7 @@ class Script:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTSERVE_")}
         self.popen = subprocess.Popen(
             [sys.executable, "-c", PRELUDE + textwrap.dedent(text)],
-            env=kept | {"PYTHONPATH": ROOT, "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            env=kept | {"PYTHONPATH": ROOT, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
