@@ -90,6 +90,7 @@ cdef enum:                          # nanoseconds
     BATCH_TIME = 500_000            # ... and the time after which no further one is begun
     BLOCKS = 500_000                # a handler that ran alone for longer counts as one that blocks
     RATE_LOOK = 5_000_000_000       # a rate is measured over this long
+    SECOND = 1_000_000_000
     LINGER_TIME = 2_000_000_000
     ACCEPT_PAUSE_MIN = 5_000_000    # the essay's back-off: 5 ms, doubled up to 1 s
     ACCEPT_PAUSE_MAX = 1_000_000_000
@@ -378,6 +379,11 @@ cdef size_t body_room(Conn* c) noexcept nogil:
     return left if left < room else room
 
 
+cdef int64_t body_come(Conn* c) noexcept nogil:
+    """Bytes that have come of a message whose body is being received; of one in place with its head."""
+    return <int64_t>(c.input.end - c.input.start) if c.in_place else <int64_t>c.body.used
+
+
 cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
     """A whole request: it waits for a worker, unless too many wait already."""
     c.requests += 1
@@ -415,6 +421,7 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
     say(r, c, status, 0, True)
     c.state = IDLE
     c.unread = True
+    time_idle(r, c)
 
 
 cdef void shed(Reactor* r, Conn* c) noexcept nogil:
@@ -438,7 +445,8 @@ cdef void shed_surplus(Reactor* r) noexcept nogil:
 cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close) noexcept nogil:
     cdef Output* o = c.output
     cdef bint is_head = c.input is not NULL and is_method(c, b"HEAD", 4)
-    o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, close, not is_head)
+    cdef bint alive_10 = not close and c.input is not NULL and c.input.head.minor == 0
+    o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, close, alive_10, not is_head)
     c.closing = close
     count_u64(&r.stats.statuses[status // 100], 1)
     make_dirty(r, c)
@@ -570,6 +578,8 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     if c.state == READY:
         # Its next reply comes soon.
         c.output.start = c.output.end = 0
+        if c.timed_by == BY_WRITE:
+            time_idle(r, c)
         return
     give_output(r, c)
     if c.closing:
@@ -592,7 +602,9 @@ cdef void retime(Reactor* r, Conn* c) noexcept nogil:
     if c.state == HEAD:
         time_by(r, c, BY_HEAD, r.now + r.house.limits.header_timeout)
     elif c.state == BODY:
-        time_by(r, c, BY_BODY, r.now + RATE_LOOK)
+        c.began = c.looked = r.now
+        c.progress = body_come(c)
+        time_by(r, c, BY_BODY, r.now + earlier(r.house.limits.body_timeout, RATE_LOOK))
     else:
         time_idle(r, c)
 
@@ -704,9 +716,9 @@ cdef void expire(Reactor* r) noexcept nogil:
 
 cdef void look_at_body(Reactor* r, Conn* c) noexcept nogil:
     cdef Limits* lim = &r.house.limits
-    cdef int64_t come = <int64_t>(c.input.end - c.input.start) if c.in_place else <int64_t>c.body.used
+    cdef int64_t come = body_come(c)
     cdef int64_t passed = r.now - c.looked
-    if r.now - c.began >= lim.body_timeout or (come - c.progress) * 1_000_000_000 < lim.min_body_rate * passed:
+    if r.now - c.began >= lim.body_timeout or come - c.progress < lim.min_body_rate * (passed // SECOND):
         refuse(r, c, 408)
         return
     c.progress = come
@@ -718,8 +730,12 @@ cdef void look_at_write(Reactor* r, Conn* c) noexcept nogil:
     """A reader is cut when nothing moved for write_timeout, or less than min_write_rate since it stalled."""
     cdef Limits* lim = &r.house.limits
     cdef int64_t passed = r.now - c.began
-    if c.state != AWAY and (r.now - c.looked >= lim.write_timeout or (
-            passed >= <int64_t>RATE_LOOK and (c.sent - c.progress) * 1_000_000_000 < lim.min_write_rate * passed)):
+    if c.state == AWAY:
+        # Its worker's: it is judged when it is home.
+        time_by(r, c, BY_WRITE, r.now + RATE_LOOK)
+        return
+    if r.now - c.looked >= lim.write_timeout or (
+            passed >= <int64_t>RATE_LOOK and (c.sent - c.progress) < lim.min_write_rate * (passed // SECOND)):
         count_u64(&r.stats.timed_out_write, 1)
         if c.state == READY:
             c.broken = True

@@ -23,8 +23,9 @@ from fastserve.args import Args, parse_cookies
 from fastserve.errors import ContextExpired, ServerClosed
 from fastserve.forms import Files, parse_multipart
 
-cdef extern from "<unistd.h>" nogil:
-    int c_dup "dup"(int fd) noexcept
+cdef extern from "<fcntl.h>" nogil:
+    int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
+    int F_DUPFD_CLOEXEC
 
 cdef extern from *:
     """
@@ -315,7 +316,7 @@ cdef class RequestCtx:
         cdef int fd
         with cython.critical_section(self):
             self.check()
-            fd = c_dup(self.conn.fd)
+            fd = c_fcntl(self.conn.fd, F_DUPFD_CLOEXEC, 0)
         with _socket.socket(fileno=fd) as copy:
             name = copy.getsockname()
         return name[:2] if isinstance(name, tuple) else name
@@ -347,11 +348,12 @@ cdef class RequestCtx:
     def status(self, code):
         if not isinstance(code, int):
             raise TypeError(f"status must be an int, not {type(code).__name__}")
-        if not 200 <= code <= 599:
-            raise ValueError(f"status must lie in 200..599, not {code}")
+        cdef long long number = code
+        if not 200 <= number <= 599:
+            raise ValueError(f"status must lie in 200..599, not {number}")
         with cython.critical_section(self):
             self.check()
-            self.reply.status = code
+            self.reply.status = <int>number
 
     @property
     def content_type(self) -> str:
@@ -407,7 +409,7 @@ cdef class RequestCtx:
     def set_header(self, str name not None, str value not None) -> None:
         """Sets a field, in place of any of that name. ValueError for a name or value that RFC 9110,
         section 5.5 does not allow, for what belongs to the server (Content-Length and the like), and
-        when all fields together pass 8 KiB."""
+        when all fields together pass 7 KiB."""
         with cython.critical_section(self):
             self.check()
             lower = check_name(name)

@@ -95,7 +95,9 @@ cdef class Worker:
             self.ctx.begin(c)
             self.invoke()
             self.ctx.end()
-
+            if h.forked:
+                # The handler came back in a child of fork: connection and queue are the parent's.
+                return
             self.ctx.hand(c, &d.handed)
 
             if alone or not lease_take_back(&r.lease, d.word):
@@ -225,12 +227,25 @@ cdef class Core:
     def listen(self, uint32_t reactor, int fd, bint local, bint shared) -> None:
         """The listening descriptor, non-blocking, is the reactor's from now on. Before `start` only."""
         cdef Reactor* r = &self.house.reactors[reactor]
-        if r.n_listeners == LISTENERS:
-            raise ValueError(f"a server has at most {LISTENERS} listeners")
         r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared)
         if listen_on(r, r.n_listeners) < 0:
             raise OSError("epoll refused a listener")
         r.n_listeners += 1
+
+    @property
+    def full(self) -> bool:
+        """Are there as many listeners as one reactor may have?"""
+        return self.house.reactors[0].n_listeners == LISTENERS
+
+    def abandon(self) -> None:
+        """A start that failed half-way: nothing listens any more."""
+        cdef Reactor* r
+        cdef uint32_t i, k
+        for i in range(self.house.n_reactors):
+            r = &self.house.reactors[i]
+            for k in range(r.n_listeners):
+                net_close(r.epoll, r.listeners[k].fd)
+            r.n_listeners = 0
 
     def hear(self, int fd) -> None:
         """Signal numbers arrive on `fd`: the first INT or TERM drains, a second INT ends the process."""
@@ -277,14 +292,25 @@ cdef class Core:
                     while load_u32_seq(&h.keeper_bell) == seen and not load_u32_seq(&h.closing):
                         futex_wait(&h.keeper_bell, seen, -1)
                     seen = load_u32_seq(&h.keeper_bell)
-                tell(h)
                 drop_references(h)
-                if load_u32(&h.growing):
-                    # Cleared first: who asks from here on is heard.
-                    store_u32_seq(&h.growing, 0)
-                    grow()
+                try:
+                    tell(h)
+                    if load_u32(&h.growing):
+                        # Cleared first: who asks from here on is heard.
+                        store_u32_seq(&h.growing, 0)
+                        grow()
+                except BaseException:
+                    # A handler of `logging` that raises, or a thread that cannot be had.
+                    self.complain()
         finally:
             leave_house(h)
+
+    cdef void complain(self) noexcept:
+        """The keeper goes on whatever happens, even when its log does not work."""
+        try:
+            log.exception("the keeper could not do its work")
+        except BaseException:
+            pass
 
     cdef int check(self) except -1:
         if self.house.forked:

@@ -111,7 +111,10 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
     def announce(server: "Server") -> None:
         print(_start_lines(server.addresses, settled), file=sys.stderr)
 
-    server = Server(handler, **{field.name: getattr(settled, field.name) for field in fields(settled)})
+    try:
+        server = Server(handler, **{field.name: getattr(settled, field.name) for field in fields(settled)})
+    except TypeError as error:  # a coroutine function
+        raise _CannotStart(error) from None
     if server.serve(*binds, ready=announce):
         return 0
     logger.warning("requests that still ran after %g s were cut off", settled.shutdown_timeout)

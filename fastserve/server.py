@@ -86,6 +86,10 @@ class Server:
         `binds`: `host:port` (port 0: the kernel chooses), `[::1]:port`, `unix:/path`, `fd:N`; by default
         `127.0.0.1:8000`. StartError if an address cannot be had: then nothing listens.
         """
+        self._start(binds, None)
+        return self
+
+    def _start(self, binds: tuple[str | Bind, ...], signals: int | None) -> None:
         if self._core is not None:
             raise StartError("this server was started before: make a new one")
         _refuse_patched_threads()
@@ -93,11 +97,15 @@ class Server:
         core = Core(self._handler, self._config)
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_socket_files)
+            undo.callback(core.abandon)
+            undo.callback(self._addresses.clear)
             for bind in binds or ("127.0.0.1:8000",):
                 for sockets, shared in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
                     self._hand_over(core, sockets, shared)
             undo.pop_all()
         self._core = core
+        if signals is not None:
+            core.hear(signals)
         core.start()
         _running.add(self)
         workers, places = self._config.workers, self._config.max_workers or self._config.workers
@@ -112,7 +120,6 @@ class Server:
             if error is not None:
                 self.shutdown(0)
                 raise StartError(f"on_worker_start failed: {error!r}") from error
-        return self
 
     def serve(self, *binds: str | Bind, ready: Callable[["Server"], object] | None = None) -> bool:
         """Listens and blocks until INT or TERM, or `shutdown` from another thread.
@@ -123,10 +130,8 @@ class Server:
         nothing was cut off.
         """
         with self._signals() as descriptor:
-            self.start(*binds)
+            self._start(binds, descriptor)
             core = self._running_core()
-            if descriptor is not None:
-                core.hear(descriptor)
             try:
                 if ready is not None:
                     ready(self)
@@ -200,8 +205,14 @@ class Server:
         """By the keeper: one worker more, as long as there are places."""
         with self._lock:
             index = self._free_places.pop() if self._free_places else None
-        if index is not None:
+        if index is None:
+            return
+        try:
             self._start_worker(index, spare=True)
+        except RuntimeError:
+            with self._lock:
+                self._free_places.append(index)
+            raise
 
     # Listeners.
 
@@ -221,8 +232,9 @@ class Server:
             else:
                 for family, address in _resolve(bind):
                     yield self._listen_tcp(family, address, count), False
-        except OSError as error:
-            raise StartError(f"cannot listen on {bind}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StartError(f"cannot listen on {bind}: {reason}") from error
 
     def _listen_tcp(self, family: int, address: Any, count: int) -> list[socket.socket]:
         """The first socket binds alone, so that a taken port is an error; only then may siblings join it."""
@@ -285,6 +297,10 @@ class Server:
 
     def _hand_over(self, core: Core, sockets: list[socket.socket], shared: bool) -> None:
         local = sockets[0].family == socket.AF_UNIX
+        if core.full:
+            for s in sockets:
+                s.close()
+            raise StartError("a server has at most 16 listeners")
         self._addresses.append(_printable(sockets[0]))
         for index, s in enumerate(sockets):
             s.setblocking(False)

@@ -115,7 +115,7 @@ cdef inline void scribe_date(Scribe* s, int64_t second) noexcept nogil:
 
 
 cdef inline bint status_has_body(int status) noexcept nogil:
-    return status >= 200 and status != 204 and status != 304
+    return status >= 200 and status != 204 and status != 205 and status != 304
 
 
 cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint close, bint alive_10) noexcept nogil:
@@ -140,6 +140,9 @@ cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint clo
         to = put(to, b"Content-Type: text/plain; charset=utf-8\r\n", 41)
     if status_has_body(r.status):
         to = put(put_number(put(to, b"Content-Length: ", 16), r.body_size), b"\r\n", 2)
+    elif r.status == 205:
+        # It says itself that nothing follows (RFC 9110, section 15.3.6).
+        to = put(to, b"Content-Length: 0\r\n", 19)
     if r.fields_size:
         to = put(to, r.fields, r.fields_size)
     if close:
@@ -150,7 +153,7 @@ cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint clo
 
 
 cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const Scribe* s, bint close,
-                               bint body) noexcept nogil:
+                               bint alive_10, bint body) noexcept nogil:
     """A whole reply of the server's own: the reason phrase as text. `retry_after` in seconds, 0: not
     said (RFC 9110, section 10.2.3). `body` is False in answer to HEAD. At most 2 * REPLY_HEAD_ROOM."""
     cdef char more[48]
@@ -166,7 +169,7 @@ cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const
     r.fields_size = <uint32_t>(p - more)
     r.body = known.phrase
     r.body_size = <size_t>known.phrase_size + 1
-    at = reply_head(to, &r, s, close, False)
+    at = reply_head(to, &r, s, close, alive_10)
     if body:
         at = put(put(at, r.body, known.phrase_size), b"\n", 1)
     return <size_t>(at - to)

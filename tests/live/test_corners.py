@@ -1,0 +1,110 @@
+"""Corners that were found by reading: each of these once hung, crashed or lied.
+
+Knows: the fixture `serve`, raw sockets. Never sees: the core's inside.
+"""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from conftest import PATIENCE, Serve
+
+from fastserve import RequestCtx, Server, StartError
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_a_handler_that_outlives_write_timeout_on_a_stalled_connection_holds_nobody(serve: Serve) -> None:
+    """Its timer ran out again and again in one turn, for ever."""
+    blocked, go = threading.Event(), threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/":
+            if ctx.conn_request_num == 300:
+                blocked.set()
+                assert go.wait(PATIENCE)
+            ctx.write(b"x" * 20_000)
+        else:
+            ctx.write("free")
+
+    server = serve(handler, workers=3, reactors=1, write_timeout=0.02)
+    with socket.create_connection(("127.0.0.1", server.port)) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.sendall(GET * 400)
+        # It blocks in a handler, or it is cut before: either way others are served, many times longer than
+        # write_timeout.
+        for _ in range(300):
+            assert server.get("/free").body == b"free"
+    go.set()
+
+
+def test_a_start_that_failed_half_way_listens_nowhere() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        free = socket.create_server(("127.0.0.1", 0))
+        first = free.getsockname()[1]
+        free.close()
+        server = Server(lambda ctx: None)
+        with pytest.raises(StartError) as caught:
+            server.start(f"127.0.0.1:{first}", f"127.0.0.1:{port}")
+        assert server.addresses == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", first))
+        assert str(port) in str(caught.value)
+
+
+def test_a_status_is_the_number_that_it_is(serve: Serve) -> None:
+    class Odd(int):
+        def __le__(self, other: object) -> bool:
+            return True
+
+        def __ge__(self, other: object) -> bool:
+            return True
+
+    def handler(ctx: RequestCtx) -> None:
+        with pytest.raises(ValueError):
+            ctx.status = Odd(5_000_000)
+        ctx.write("alive")
+
+    assert serve(handler, workers=2).get("/").body == b"alive"
+
+
+def test_205_has_no_content(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.status = 205
+        ctx.write("abc")
+
+    wire = serve(handler, workers=2).connect()
+    for _ in range(2):
+        reply = wire.get("/")
+        assert (reply.status, reply.body, reply.get("Content-Length")) == (205, b"", "0")
+
+
+@pytest.fixture
+def held(serve: Serve) -> Iterator[tuple[Serve, threading.Event, threading.Semaphore]]:
+    yield serve, threading.Event(), threading.Semaphore(0)
+
+
+def test_503_to_http_10_that_asked_to_stay_says_that_it_stays(
+    held: tuple[Serve, threading.Event, threading.Semaphore]
+) -> None:
+    serve, go, inside = held
+
+    def handler(ctx: RequestCtx) -> None:
+        inside.release()
+        assert go.wait(PATIENCE)
+        ctx.write("late")
+
+    server = serve(handler, workers=2, reactors=1, queue_timeout=0.05)
+    blocked = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+    for client in blocked:
+        client.sendall(GET)
+        assert inside.acquire(timeout=PATIENCE)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        got = client.recv(65536)
+        assert got.startswith(b"HTTP/1.1 503 ") and b"\r\nConnection: keep-alive\r\n" in got
+    go.set()
+    for client in blocked:
+        client.close()
