@@ -16,9 +16,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastserve.engine.atomics cimport (
-    add_u32, add_u64, cas_ptr_release, count_u64, futex_wait, futex_wake, load_i64, load_ptr, load_u32,
+    add_u32, add_u64, count_u64, futex_wait, futex_wake, load_i64, load_u32,
     load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
-    store_u64_release, sub_u32, swap_ptr, unlock_word, wall_seconds,
+    store_u64_release, sub_u32, unlock_word, wall_seconds,
 )
 from fastserve.engine.body cimport chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
@@ -32,8 +32,8 @@ from fastserve.engine.deadline cimport (
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
-    crew_park, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize, lease_spares,
-    lease_take_back, lease_turns, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
+    crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize, lease_spares,
+    lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
     watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
@@ -129,6 +129,9 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     cdef int i, n
 
     r.may_call = may_call
+    # Now, because whoever pushed may have left the waking to what wakes this turn; behind the wait again,
+    # because an event of a connection in the inbox is its next request.
+    take_home(r)
     flush(r)
     if load_u32(&h.draining) and not r.draining:
         drain(r)
@@ -140,6 +143,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     r.now = now_ns()
     scribe_date(&r.scribe, wall_seconds())
 
+    take_home(r)
     for i in range(n):
         tag = events[i].data.u64
         if tag >= FIRST_TAG:
@@ -151,7 +155,6 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
         elif tag == SIGNAL_TAG:
             hear_signals(h)
 
-    take_home(r)
     expire(r)
     flush(r)
 
@@ -207,7 +210,7 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
             net_no_delay(fd)
         memcpy(&c.peer, &peer, sizeof(peer))
         poll_add(r.epoll, fd, EPOLLIN, slot_tag(c))
-        c.armed = EPOLLIN
+        store_u32(&c.armed, EPOLLIN)
         time_idle(r, c)
         if add_u32(&h.connections, 1) > h.limits.concurrency:
             count_u64(&r.stats.refused, 1)
@@ -591,10 +594,15 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     if c.timed_by == BY_WRITE:
         retime(r, c)
     arm(r, c, EPOLLIN)
-    if c.state == IDLE and c.input is not NULL:
+    if c.state != IDLE:
+        return
+    if c.input is not NULL:
         # Requests that waited for this reply to leave.
         c.credit = 0
         advance(r, c)
+    elif r.draining:
+        # The reply was committed before the drain began.
+        last_look(r, c)
 
 
 cdef void retime(Reactor* r, Conn* c) noexcept nogil:
@@ -625,24 +633,29 @@ cdef void stall(Reactor* r, Conn* c) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # home: a connection whose handler ran off lease comes back through the inbox.
 
-cdef void send_home(Reactor* r, Conn* c) noexcept nogil:
-    """By the worker that ran alone: from here on the connection is the holder's again."""
-    cdef void* top
-    while True:
-        top = load_ptr(<void**>&r.inbox)
-        c.next_ready = <Conn*>top
-        if cas_ptr_release(<void**>&r.inbox, top, c):
-            break
-    if top is NULL:
+cdef bint is_settled(Conn* c) noexcept nogil:
+    """The reply has left: is there nothing else that only the holder can do for this connection? What
+    it still has to do, to give two buffers back, can wait until the client's next request wakes it."""
+    return (not c.closing and c.large.kind == NO_LARGE and c.body.data is NULL
+            and c.input.end - c.input.start == c.consumed)
+
+
+cdef void send_home(Reactor* r, Conn* c, bint quiet) noexcept nogil:
+    """By the worker that ran alone: from here on the connection is the holder's again. `quiet`: the
+    holder may sleep on; a wake-up for each reply was a quarter of what a handler that blocks costs."""
+    home_push(&r.lease, <void**>&c.next_ready, c)
+    # Each of these is stored, sequentially consistent, before somebody looks into the inbox: the next
+    # request came while the connection was away, the watcher lies down, a drain begins. So either they
+    # see the connection there, or they are seen here. While the watcher is up, it is the net: before it
+    # lies down it pokes the holder of an inbox that is not empty.
+    if not (quiet and load_u32_seq(&c.armed) == EPOLLIN and not load_u32_seq(&r.lease.asleep)
+            and not load_u32_seq(&r.house.draining)):
         event_poke(r.lease.event)
 
 
 cdef void take_home(Reactor* r) noexcept nogil:
     cdef Conn* c
-    cdef Conn* rest
-    if load_ptr(<void**>&r.inbox) is NULL:
-        return
-    rest = <Conn*>swap_ptr(<void**>&r.inbox, NULL)
+    cdef Conn* rest = <Conn*>home_take(&r.lease)
     while rest is not NULL:
         c = rest
         rest = c.next_ready
@@ -794,10 +807,15 @@ cdef void drain(Reactor* r) noexcept nogil:
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
         if c.state == IDLE and not c.dirty and not c.stalled:
-            receive(r, c)
-            if c.state == IDLE and not c.dirty:
-                drop(r, c)
+            last_look(r, c)
     flush(r)
+
+
+cdef void last_look(Reactor* r, Conn* c) noexcept nogil:
+    """Of a drain at an idle connection: what it has sent by now is served; has it sent nothing, it ends."""
+    receive(r, c)
+    if c.state == IDLE and not c.dirty:
+        drop(r, c)
 
 
 cdef void ebb(Reactor* r) noexcept nogil:
@@ -987,17 +1005,15 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
 cdef void finish_alone(Desk* d) noexcept nogil:
     """Off lease: the reply goes out on the worker's own connection, and that goes home."""
     cdef Conn* c = d.home
+    cdef bint quiet
     while d.word and load_u64_acquire(&d.mate.let_go) != d.word:
         # Whoever seized the call is still sending what was committed before; that is bounded.
         sched_yield()
     scribe_date(&d.scribe, wall_seconds())
     commit(d.house, c, d.reply, &d.scribe, &d.handed)
-    if not lease_turns(&d.home_reactor.lease):
-        # The holder is in Python for who knows how long. Otherwise it sends when it takes the connection
-        # home, and the client's next request does not arrive at one that is still away.
-        push_out(c)
+    quiet = push_out(c) == DONE and is_settled(c)
     d.home = NULL
-    send_home(d.home_reactor, c)
+    send_home(d.home_reactor, c, quiet)
 
 
 include "_ctx.pxi"

@@ -11,12 +11,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastserve.engine.atomics cimport (
-    add_u32, cas_ptr_release, load_ptr, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire, load_u64_seq,
-    now_ns, store_u32_release, store_u32_seq, store_u64_release, swap_ptr,
+    add_u32, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire, load_u64_seq, now_ns, store_u32_release,
+    store_u32_seq, store_u64_release,
 )
 from fastserve.engine.lease cimport (
     BLOCKED, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER,
-    Crew, Lease, Look, Mate, crew_close, crew_park, lease_ask, lease_give_up, lease_make, lease_pass,
+    Crew, Lease, Look, Mate, crew_close, crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass,
     lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id,
     watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
@@ -76,6 +76,7 @@ cdef enum:                  # counters
     N_WATCHER_TURNS
     N_SPARED
     N_HUNG
+    N_QUIET
     N_COUNTERS
 
 
@@ -90,13 +91,13 @@ cdef struct SConn:
     uint64_t sent
     uint32_t check          # who has its output in hand
     uint32_t replied        # what the client has seen
+    uint32_t armed          # what the epoll set reports
     uint32_t hung           # one of its handlers waits for all other connections
 
 
 cdef struct SReactor:
     Lease lease
     Stress* stress
-    SConn* inbox
     SConn* first            # from here on: the holder's alone
     SConn* last
     SConn* calling
@@ -225,7 +226,13 @@ cdef void s_settle(SReactor* r, SConn* c) noexcept nogil:
         s_ready(r, c)
     else:
         c.state = S_IDLE
-        poll_change(r.epoll, c.fd, EPOLLIN | EPOLLONESHOT, c.index)
+        s_arm(r, c, EPOLLIN)
+
+
+cdef void s_arm(SReactor* r, SConn* c, uint32_t events) noexcept nogil:
+    if c.armed != events:
+        store_u32_seq(&c.armed, events)
+        poll_change(r.epoll, c.fd, events, c.index)
 
 
 cdef void s_flush(SReactor* r) noexcept nogil:
@@ -242,45 +249,53 @@ cdef void s_flush(SReactor* r) noexcept nogil:
             c.out = 0
 
 
-cdef void s_turn(SReactor* r, uint32_t who, bint waits) noexcept nogil:
+cdef void s_turn(SReactor* r, uint32_t who) noexcept nogil:
+    """A worker waits unless it has requests to call or another reactor has; the watcher always."""
+    cdef Stress* s = r.stress
+    cdef bint worker = who < s.n_workers
     cdef epoll_event events[S_EVENTS]
     cdef uint64_t got
     cdef SConn* c
-    cdef SConn* rest
     cdef int i, n
     s_touch(r, who)
+    s_take_home(r)
     s_flush(r)
-    n = poll_wait(r.epoll, events, S_EVENTS, -1 if waits else 0)
+    n = poll_wait(r.epoll, events, S_EVENTS,
+                  0 if worker and (r.first is not NULL or lease_spares(&s.crew)) else -1)
     s_touch(r, who)
+    s_take_home(r)
     for i in range(n):
         if events[i].data.u64 == <uint64_t>-1:
             continue
-        c = &r.stress.conns[events[i].data.u64]
+        c = &s.conns[events[i].data.u64]
         if c.state != S_IDLE:
-            s_wrong(r.stress, S_STATE)
+            s_arm(r, c, EPOLLONESHOT)
+            continue
         got = 0
         if c_read(c.fd, &got, sizeof(got)) == sizeof(got):
             c.pending += got
         s_settle(r, c)
-    if load_ptr(<void**>&r.inbox) is not NULL:
-        rest = <SConn*>swap_ptr(<void**>&r.inbox, NULL)
-        while rest is not NULL:
-            c = rest
-            rest = c.next
-            if c.state != S_AWAY:
-                s_wrong(r.stress, S_STATE)
-            s_settle(r, c)
     s_touch(r, who)
 
 
-cdef void s_send_home(SReactor* r, SConn* c) noexcept nogil:
-    cdef void* top
-    while True:
-        top = load_ptr(<void**>&r.inbox)
-        c.next = <SConn*>top
-        if cas_ptr_release(<void**>&r.inbox, top, c):
-            break
-    if top is NULL:
+cdef void s_take_home(SReactor* r) noexcept nogil:
+    cdef SConn* c
+    cdef SConn* rest = <SConn*>home_take(&r.lease)
+    while rest is not NULL:
+        c = rest
+        rest = c.next
+        if c.state != S_AWAY:
+            s_wrong(r.stress, S_STATE)
+        s_settle(r, c)
+
+
+cdef void s_send_home(SThread* t, SReactor* r, SConn* c) noexcept nogil:
+    """As in _core.pyx; quiet when nothing is buffered behind the request, and not always then."""
+    cdef bint quiet = not c.pending and s_luck(t, 4)
+    home_push(&r.lease, <void**>&c.next, c)
+    if quiet and load_u32_seq(&c.armed) == EPOLLIN and not load_u32_seq(&r.lease.asleep):
+        t.n[N_QUIET] += 1
+    else:
         event_poke(r.lease.event)
 
 
@@ -380,7 +395,7 @@ cdef void s_finish_alone(SThread* t, SReactor* r, SConn* c, uint64_t word) noexc
     if c.out or c.sent != c.taken - 1:
         s_wrong(t.stress, S_ORDER)
     s_send(t.stress, c, 1, t.mate.index, 0)
-    s_send_home(r, c)
+    s_send_home(t, r, c)
 
 
 cdef void* s_worker(void* argument) noexcept nogil:
@@ -408,7 +423,7 @@ cdef void* s_worker(void* argument) noexcept nogil:
             lease_give_up(&r.lease)
             break
         t.n[N_TURNS] += 1
-        s_turn(r, m.index, r.first is NULL and not lease_spares(&s.crew))
+        s_turn(r, m.index)
         if r.first is NULL:
             if lease_spares(&s.crew):
                 t.n[N_SPARED] += 1
@@ -488,7 +503,7 @@ cdef void* s_watcher(void* argument) noexcept nogil:
             if load_u32_seq(&s.closing):
                 break
             t.n[N_WATCHER_TURNS] += 1
-            s_turn(r, me, True)
+            s_turn(r, me)
             s_leave(r, me)
             holds = not watcher_gives(&r.lease, &s.crew, r.first is not NULL)
             if holds:
@@ -592,7 +607,8 @@ cdef Stress* s_make(uint32_t workers, uint32_t reactors, uint32_t conns, bint gi
     for i in range(conns):
         s.conns[i].index = i
         s.conns[i].fd = event_make()
-        poll_add(s.reactors[s_reactor_of(s, i)].epoll, s.conns[i].fd, EPOLLIN | EPOLLONESHOT, i)
+        s.conns[i].armed = EPOLLIN
+        poll_add(s.reactors[s_reactor_of(s, i)].epoll, s.conns[i].fd, EPOLLIN, i)
     for i in range(workers + reactors + 1):
         s.threads[i].stress = s
         s.threads[i].luck = (seed + i + 1) * <uint64_t>0x9E3779B97F4A7C15
@@ -675,7 +691,7 @@ def lease_stress(uint64_t requests, *, uint32_t workers=6, uint32_t reactors=1, 
     stalled = not ended or (answered < requests and not wrong)
     # What a holder keeps to itself is told only when it is gone.
     told = ("calls", "alone", "passed_first", "seized_want", "seized_call", "seized_tail", "too_late", "verdicts",
-            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns", "spared", "hung")
+            "asked", "parked", "tired", "watcher_sleeps", "turns", "watcher_turns", "spared", "hung", "quiet")
     counts = {name: sums[k] for k, name in enumerate(told)}
     names = ("two holders", "two senders", "replies out of order", "a connection in two places",
              "two threads wait for the GIL", "calls and replies differ")

@@ -45,9 +45,10 @@ static inline uint32_t add_u32(uint32_t *p, uint32_t by) { return __atomic_add_f
 static inline uint32_t sub_u32(uint32_t *p, uint32_t by) { return __atomic_sub_fetch(p, by, __ATOMIC_SEQ_CST); }
 
 static inline void *load_ptr(void *const *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void *load_ptr_seq(void *const *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void *swap_ptr(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
-static inline int cas_ptr_release(void **p, void *old, void *v) {
-    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+static inline int cas_ptr(void **p, void *old, void *v) {
+    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
 /* Sleeps while *word == value, at most `ns` nanoseconds (negative: for ever); may return early. */

@@ -31,8 +31,9 @@ cdef extern from "atomics.h" nogil:
     uint32_t sub_u32(uint32_t* p, uint32_t by) noexcept
 
     void* load_ptr(void** p) noexcept
+    void* load_ptr_seq(void** p) noexcept
     void* swap_ptr(void** p, void* v) noexcept
-    bint cas_ptr_release(void** p, void* old, void* v) noexcept
+    bint cas_ptr(void** p, void* old, void* v) noexcept
 
     void futex_wait(uint32_t* word, uint32_t value, int64_t ns) noexcept
     void futex_wake(uint32_t* word, int many) noexcept

@@ -67,8 +67,6 @@ cdef struct Large:
 cdef struct Conn:
     Timer timer             # first: a timer is its connection
     int fd
-    uint32_t index
-    uint32_t generation
     uint8_t state
     uint8_t timed_by        # the list that `timer` is in
     uint8_t dirty           # in the list of those with output to flush
@@ -80,7 +78,6 @@ cdef struct Conn:
     uint8_t slow            # its last handler ran off lease and was seen to block
     uint8_t credit          # requests that may still go to the front of the queue
     uint16_t last_status    # of the reply of a handler that ran off lease
-    uint32_t armed          # what the epoll set reports
     uint32_t requests       # so far, the current one included
     uint32_t consumed       # bytes of `input` from `start` that the current request takes
     uint32_t discarded      # while lingering
@@ -98,6 +95,10 @@ cdef struct Conn:
     int64_t sent            # bytes, ever
     uint64_t id
     sockaddr_in6 peer
+    # of the slot, not of the connection in it
+    uint32_t index
+    uint32_t generation
+    uint32_t armed          # what the epoll set reports; atomic: whoever sent it home looks once more
 
 
 cdef struct Slots:
@@ -125,18 +126,15 @@ cdef inline void slots_unmake(Slots* s) noexcept nogil:
 cdef inline Conn* slot_take(Slots* s, int fd, uint64_t id) noexcept nogil:
     """A slot for a new connection; NULL: the table is full."""
     cdef Conn* c = s.free
-    cdef uint32_t index, generation
     if c is not NULL:
         s.free = c.next_ready
-        index, generation = c.index, c.generation
     elif s.touched < s.room:
         c = &s.table[s.touched]
-        index, generation = s.touched, 1
+        c.index, c.generation = s.touched, 1
         s.touched += 1
     else:
         return NULL
-    memset(c, 0, sizeof(Conn))
-    c.index, c.generation = index, generation
+    memset(c, 0, <char*>&c.index - <char*>c)
     c.fd = fd
     c.id = id
     c.state = IDLE

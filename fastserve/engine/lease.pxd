@@ -25,9 +25,9 @@ with acquire: everything that the old holder wrote is there.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve.engine.atomics cimport (
-    add_u32, cas_u64, clock_ns, futex_wait, futex_wake, load_u32, load_u32_acquire, load_u32_seq, load_u64_acquire,
-    load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64,
-    store_u64_release, store_u64_seq, sub_u32, swap_u32, unlock_word,
+    add_u32, cas_ptr, cas_u64, clock_ns, futex_wait, futex_wake, load_ptr, load_ptr_seq, load_u32, load_u32_acquire,
+    load_u32_seq, load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64_seq,
+    sub_u32, swap_ptr, swap_u32, unlock_word,
 )
 from fastserve.engine.poll cimport event_poke
 
@@ -97,6 +97,7 @@ cdef struct Lease:
     uint32_t hungry         # the watcher's: it is counted in `wanted`
     uint32_t closed         # the watcher holds for ever: nobody is lent this lease again
     uint32_t index
+    void* inbox             # what comes home to the holder; each links to the one before it
     int event               # eventfd that interrupts whoever waits in the reactor's epoll set
 
 
@@ -107,6 +108,7 @@ cdef inline void lease_make(Lease* l, uint32_t index, int event) noexcept nogil:
     l.word = l.n << 2 | IO
     l.holder = WATCHER
     l.asker = l.gil_waiter = l.asleep = l.hungry = l.closed = 0
+    l.inbox = NULL
     l.index = index
     l.event = event
 
@@ -293,11 +295,6 @@ cdef inline void watcher_hungers(Lease* l, Crew* c, bint hungry) noexcept nogil:
             event_poke(c.leases[i].event)
 
 
-cdef inline bint lease_turns(Lease* l) noexcept nogil:
-    """Is the holder in native code just now? A hint: what it is told finds it soon."""
-    return load_u64_acquire(&l.word) & STATE == IO
-
-
 cdef inline bint lease_spares(Crew* c) noexcept nogil:
     """Should a holder without requests give its lease to the watcher and park? Another reactor has
     requests and nobody to run them."""
@@ -312,6 +309,24 @@ cdef inline void watcher_closes(Lease* l, Crew* c) noexcept nogil:
     asker = load_u32_seq(&l.asker)
     if asker:
         mate_wake(&c.mates[asker - 1], LEAVE)
+
+
+# The inbox: what a worker that ran off lease gives back to whoever holds by then.
+
+cdef inline void home_push(Lease* l, void** link, void* thing) noexcept nogil:
+    """From any thread. `link` lies in `thing` and is the inbox's until it is taken. Whether the holder
+    must hear of it, by `event_poke`, is for the caller to judge, behind this."""
+    cdef void* top
+    while True:
+        top = load_ptr(&l.inbox)
+        link[0] = top
+        if cas_ptr(&l.inbox, top, thing):
+            return
+
+
+cdef inline void* home_take(Lease* l) noexcept nogil:
+    """By the holder: everything, last pushed first, or NULL."""
+    return swap_ptr(&l.inbox, NULL) if load_ptr_seq(&l.inbox) is not NULL else NULL
 
 
 # The watcher's judgement.
@@ -373,12 +388,14 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
 cdef inline void watcher_rests(Lease* l, Crew* c, Look* seen, int verdict) noexcept nogil:
     """Until the next look; when nothing happened for a while, until somebody publishes. The load of
     the word after the store of `asleep` meets lease_publish's store and load in the other order; that
-    of `holder` meets lease_give_up's."""
+    of `holder` meets lease_give_up's, that of the inbox home_push and a look at `asleep` behind it."""
     cdef int64_t tick = TICK_BRISK if seen.at < seen.brisk_until else TICK
     if verdict != QUIET:
         futex_wait(&l.asleep, 0, TICK_SUSPECT if verdict == SUSPECT else tick)
         return
     store_u32_seq(&l.asleep, 1)
+    if load_ptr_seq(&l.inbox) is not NULL:
+        event_poke(l.event)
     if (load_u64_seq(&l.word) == seen.word and load_u32_seq(&l.holder) != WATCHER
             and not load_u32_seq(&c.closing)):
         futex_wait(&l.asleep, 1, -1)

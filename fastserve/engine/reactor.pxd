@@ -3,15 +3,15 @@
 Knows: which pools, lists and counters belong together, and how a connection borrows and returns.
 Never sees: when, and in which order: that is `_core.pyx`. No Python object: the owner of a large
 reply is an opaque pointer that is handed back to the house.
-Invariant: everything in a Reactor belongs to the holder of its lease, but for `inbox` (any thread
-pushes) and `stats` (one writer, any reader). What several threads of a House touch is atomic or
+Invariant: everything in a Reactor belongs to the holder of its lease, but for the inbox in it (any
+thread pushes) and `stats` (one writer, any reader). What several threads of a House touch is atomic or
 stands behind `lock`.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastserve.engine.atomics cimport (
-    add_u32, futex_wake, lock_word, now_ns, store_u32, unlock_word,
+    add_u32, futex_wake, lock_word, now_ns, store_u32, store_u32_seq, unlock_word,
 )
 from fastserve.engine.conn cimport (
     LARGE_MEMORY, LARGE_OBJECT, NO_LARGE, Conn, Input, Output, Queue, Slots, input_at, slot_tag,
@@ -92,7 +92,6 @@ cdef struct Reactor:
     int64_t now                 # of this turn
     Queue ready
     Conn* dirty                 # connections with output to flush
-    Conn* inbox                 # atomic: connections that come home
     Conn* calling               # the one whose handler runs under CALL
     uint32_t blocking           # moving average of handlers seen to block, in 1/1024
     bint may_call               # the holder of this turn is a worker
@@ -239,7 +238,7 @@ cdef inline void undirty(Reactor* r, Conn* c) noexcept nogil:
 
 cdef inline void arm(Reactor* r, Conn* c, uint32_t events) noexcept nogil:
     if c.armed != events:
-        c.armed = events
+        store_u32_seq(&c.armed, events)
         poll_change(r.epoll, c.fd, events, slot_tag(c))
 
 

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from conftest import PATIENCE, Serve, wait_until
+from conftest import PATIENCE, Serve, request, wait_until
 
 from fastserve import RequestCtx, Server, StartError
 
@@ -100,3 +100,49 @@ def test_503_to_http_10_that_asked_to_stay_says_that_it_stays(serve: Serve) -> N
     go.set()
     for client in blocked:
         client.close()
+
+
+def test_a_reply_that_came_home_quietly_leaves_no_buffer_behind(serve: Serve) -> None:
+    """The worker that ran alone wakes nobody; the connections stay open and send no more."""
+    def handler(ctx: RequestCtx) -> None:
+        threading.Event().wait(0.002)       # a handler that blocks is handed over, later passed on first
+        ctx.write("late")
+
+    server = serve(handler, workers=16, reactors=1)
+    wires = [server.connect() for _ in range(12)]
+    for turn in range(20):
+        for wire in wires:
+            wire.send(request())
+        for wire in wires:
+            assert wire.read().body == b"late"
+        wait_until(lambda: server.stats()["buffers"] == 0, "every buffer to be given back")
+        assert server.stats()["requests"] == 12 * (turn + 1)
+    assert server.stats()["connections"] == 12
+
+
+def test_a_drain_ends_a_connection_whose_reply_was_committed_before_it(serve: Serve) -> None:
+    """It said nothing of closing, and the reader takes its time: behind the reply it is closed all the same."""
+    size = 32_000_000
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.write(b"x" * size)
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect(receive_buffer=65536).send(request())
+    head = wire.read_head()
+    assert not head.closes
+    stopping = threading.Thread(target=server.shutdown, args=(10 * PATIENCE,))
+    stopping.start()
+
+    def draining() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", server.port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(draining, "the drain to begin")
+    assert len(wire.read_exactly(size)) == size
+    assert wire.ended()
+    stopping.join()
+    assert server.clean

@@ -72,7 +72,7 @@
 #define LENT 2
 
 /* Where a connection is. */
-#define IDLE 0      /* armed; its next request may arrive at any time */
+#define IDLE 0      /* its next request is read as soon as it arrives */
 #define READY 1     /* in the list of ready connections */
 #define AWAY 2      /* taken for a call */
 #define INBOX 3     /* coming home */
@@ -103,11 +103,12 @@ byte let_go[WORKERS];
 /* The reactor. */
 bit poked[LEASES];      /* the eventfd: edge-triggered, one event however many pokes */
 byte ready[LEASES];     /* bit c: connection c */
-byte inbox[LEASES];     /* bit c; pushed by anybody, taken whole by the holder */
+byte inbox[LEASES];     /* struct Lease's; bit c; pushed by anybody, taken whole by the holder */
 byte called[LEASES];    /* the connection of the published CALL */
 
 /* Connections. */
 byte where[CONNS];
+bit armed[CONNS];       /* the epoll set reports it */
 byte left[CONNS];       /* requests that the client has still to send */
 byte out[CONNS];        /* replies committed, not sent */
 byte answered[CONNS];
@@ -133,16 +134,16 @@ byte ended;
 #if CONNS == 1
 #define DONE (answered[0] == FIRST)
 #define OTHERS true
-#define READABLE(r) (where[0] == IDLE && left[0])
+#define READABLE(r) (armed[0] && left[0])
 #elif CONNS == 2
 #define DONE (answered[0] == FIRST && answered[1] == 1)
 #define OTHERS (answered[1] == 1)
-#define READABLE(r) ((MINE(r, 0) && where[0] == IDLE && left[0]) || (MINE(r, 1) && where[1] == IDLE && left[1]))
+#define READABLE(r) ((MINE(r, 0) && armed[0] && left[0]) || (MINE(r, 1) && armed[1] && left[1]))
 #else
 #define DONE (answered[0] == FIRST && answered[1] == 1 && answered[2] == 1)
 #define OTHERS (answered[1] == 1 && answered[2] == 1)
-#define READABLE(r) ((MINE(r, 0) && where[0] == IDLE && left[0]) || (MINE(r, 1) && where[1] == IDLE && left[1]) \
-                     || (MINE(r, 2) && where[2] == IDLE && left[2]))
+#define READABLE(r) ((MINE(r, 0) && armed[0] && left[0]) || (MINE(r, 1) && armed[1] && left[1]) \
+                     || (MINE(r, 2) && armed[2] && left[2]))
 #endif
 
 
@@ -259,18 +260,41 @@ inline hungers(r, so) {
 }
 
 /* A connection comes home, or keeps its place after a call on lease: what is already buffered makes
-   it ready at once, because epoll will not report it. */
+   it ready at once, because epoll will not report it; else it is armed again. */
 inline settle(r, c) {
     if
     :: left[c] -> left[c]--; where[c] = READY; ready[r] = ready[r] | BIT(c)
-    :: where[c] = IDLE
+    :: where[c] = IDLE; armed[c] = 1
     fi
 }
 
-/* A turn: send what was committed, epoll_wait, parse, take connections home. A worker waits unless
-   something is ready or another reactor wants it: the poke that told it so may be one that an earlier
-   turn took. The watcher waits all the same, for a poke: it runs no handlers. */
-inline turn(me, r, waits) {
+/* take_home: home_take is one swap; the rest is the holder's. */
+inline take_home(me, r) {
+    atomic {
+        touch(me, r);
+        do
+        :: inbox[r] ->
+            c = (inbox[r] & 1 -> 0 : (inbox[r] & 2 -> 1 : 2));
+            inbox[r] = inbox[r] & ~BIT(c);
+            assert(where[c] == INBOX && !output_held[c] && !running[c] && !out[c]);
+            settle(r, c)
+        :: else -> break
+        od;
+        c = 0
+    }
+}
+
+/* A turn: take connections home, send what was committed, epoll_wait, take home once more, parse. A
+   worker (`calls`) waits unless something is ready or another reactor wants it: the poke that told it so
+   may be one that an earlier turn took. The watcher waits all the same, for a poke: it runs no handlers.
+   Which of the readable connections epoll reports is open; `events` has them. */
+#ifdef WAITS_WHILE_WANTED
+#define WAITS(r) (ready[r] == 0)
+#else
+#define WAITS(r) (ready[r] == 0 && wanted == 0)
+#endif
+inline turn(me, r, calls) {
+    take_home(me, r);
     d_step {
         touch(me, r);
         k = 0;
@@ -288,15 +312,16 @@ inline turn(me, r, waits) {
         od;
         k = 0
     }
+    ok = !(calls) || WAITS(r);
     atomic {
-        (!(waits) || poked[r] || READABLE(r)) ->
+        (!ok || poked[r] || READABLE(r)) ->
         touch(me, r);
+        ok = 0;
         poked[r] = 0;
         do
         :: c < CONNS ->
             if
-            :: MINE(r, c) && where[c] == IDLE && left[c] ->
-                left[c]--; where[c] = READY; ready[r] = ready[r] | BIT(c)
+            :: MINE(r, c) && armed[c] && left[c] -> events = events | BIT(c)
 #ifdef EAGER
             :: else
 #else
@@ -308,18 +333,20 @@ inline turn(me, r, waits) {
         od;
         c = 0
     }
-    atomic {
-        touch(me, r);
-        do
-        :: inbox[r] ->
-            c = (inbox[r] & 1 -> 0 : (inbox[r] & 2 -> 1 : 2));
-            inbox[r] = inbox[r] & ~BIT(c);
-            assert(where[c] == INBOX && !output_held[c] && !running[c] && !out[c]);
-            settle(r, c)
-        :: else -> break
-        od;
-        c = 0
-    }
+    take_home(me, r);
+    do
+    :: atomic { events ->
+            c = (events & 1 -> 0 : (events & 2 -> 1 : 2));
+            events = events & ~BIT(c);
+            if
+            :: where[c] == IDLE && left[c] -> left[c]--; where[c] = READY; ready[r] = ready[r] | BIT(c)
+            :: where[c] != IDLE -> armed[c] = 0     /* disturbed; it is armed again when it is home */
+            :: else
+            fi;
+            c = 0
+        }
+    :: atomic { !events -> touch(me, r); break }
+    od
 }
 
 inline take_gil(me) {
@@ -355,7 +382,7 @@ inline handle(me, c) {
 
 
 proctype Worker(byte me) {
-    byte r, c, w, m;
+    byte r, c, w, m, events;
     bit ok;
 #ifdef LOADS_BEFORE_STORE
     bit sleeps;
@@ -395,12 +422,7 @@ io:     /* the holder, without the GIL */
     :: else
     fi;
 #endif
-#ifdef WAITS_WHILE_WANTED
-    ok = (ready[r] == 0);
-#else
-    ok = (ready[r] == 0 && wanted == 0);
-#endif
-    turn(me, r, ok);
+    turn(me, r, true);
     if
     :: ready[r] == 0 ->
         if
@@ -514,11 +536,21 @@ batch:  /* the holder, with the GIL; something is ready */
 home:   /* off lease: send on its own connection, then the inbox */
     hold_output(c);
     d_step { assert(!out[c]); answered[c]++; output_held[c] = 0 }
-    d_step { ok = (inbox[r] == 0); where[c] = INBOX; inbox[r] = inbox[r] | BIT(c) }
+    d_step { where[c] = INBOX; inbox[r] = inbox[r] | BIT(c) }   /* home_push */
     if
-    :: ok -> poke(r)
+    :: poke(r); goto park                           /* there is more for the holder to do */
+    :: skip                                         /* quiet, unless */
+    fi;
+    if
+    :: !armed[c] -> poke(r); goto park
     :: else
     fi;
+#ifndef LOOKS_AT_NO_WATCHER
+    if
+    :: asleep[r] -> poke(r)
+    :: else
+    fi;
+#endif
     goto park;
 
 leave:
@@ -528,7 +560,7 @@ leave:
 
 proctype Watcher(byte r) {
     byte me = SELF_WATCHER(r);
-    byte seen, w, who, m, c;
+    byte seen, w, who, m, c, events;
     bit ok;
 
 holds:  /* it holds: turns, and gives after each */
@@ -538,7 +570,7 @@ holds:  /* it holds: turns, and gives after each */
     :: else
     fi;
 #endif
-    turn(me, r, true);
+    turn(me, r, false);
     atomic { ok = (ready[r] != 0); m = asker[r] }   /* watcher_gives */
     if
     :: m ->
@@ -606,6 +638,12 @@ looks:  /* watcher_looks: twice the same word for a verdict */
 #endif
     fi;
     asleep[r] = 1;
+#ifndef RESTS_BESIDE_AN_INBOX
+    if
+    :: inbox[r] -> poke(r)
+    :: else
+    fi;
+#endif
     if
     :: word[r] == seen ->
 #ifndef RESTS_WITHOUT_LOOKING
@@ -755,7 +793,7 @@ init {
         od;
         i = 0;
         do
-        :: i < CONNS -> left[i] = (i == 0 -> FIRST : 1); i++
+        :: i < CONNS -> left[i] = (i == 0 -> FIRST : 1); armed[i] = 1; i++
         :: else -> break
         od;
         i = 0;

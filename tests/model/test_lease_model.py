@@ -48,6 +48,8 @@ MISTAKES = {
     "the watcher holds before it says so": f"{ONE} HOLDS_LATE",
     "the watcher gives while somebody waits for the GIL": f"{ONE} GIVES_TO_ANYBODY",
     "sending beside the seizer": f"{ONE} WAITS_FOR_NO_LET_GO",
+    "coming home beside a watcher that sleeps": f"{ONE} LOOKS_AT_NO_WATCHER",
+    "falling asleep beside an inbox": f"{ONE} RESTS_BESIDE_AN_INBOX",
     "asking for a closed lease": f"{SHUT} ASKS_WITHOUT_LOOKING",
     "asking the clock of a holder that is the watcher": f"{SHUT} ASKS_ANYBODY",
 }

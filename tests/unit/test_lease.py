@@ -28,6 +28,7 @@ def test_every_request_is_answered_by_one_holder_at_a_time(way: dict, chance) ->
     print(way, got)
     assert not got["stalled"] and got["wrong"] == []
     assert got["answered"] >= 3000 if way.get("close_early") else got["answered"] == got["calls"] == 3000
+    assert got["quiet"]
 
 
 SKEWS = (
