@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: build debug test model stress fuzz lint bench annotate clean
+.PHONY: build debug test model stress sanitize fuzz lint bench annotate clean
 
 build:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -18,6 +18,10 @@ model:
 
 stress:
 	tests/model/run.sh tsan 300
+
+sanitize:
+	tests/sanitize.sh address
+	tests/sanitize.sh thread
 
 fuzz:
 	tests/fuzz/run.sh 600

@@ -5,6 +5,7 @@ FASTSERVE_CFLAGS    replaces the optimisation flags (sanitizers, -march, -Og ...
 """
 
 import os
+import zlib
 from glob import glob
 
 from Cython.Build import cythonize
@@ -48,9 +49,15 @@ def extension(name: str, source: str) -> Extension:
     )
 
 
+def build_base() -> str:
+    """Objects of other flags lie elsewhere: setuptools would take them for up to date."""
+    flags = f"{os.environ.get('FASTSERVE_CFLAGS', '')} {DEBUG}"
+    return "build" if flags == " False" else f"build/flags-{zlib.crc32(flags.encode()):08x}"
+
+
 if __name__ == "__main__":
     setup(ext_modules=cythonize(
         [extension("fastserve._core", "fastserve/_core.pyx")],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
-    ))
+    ), options={"build": {"build_base": build_base()}})

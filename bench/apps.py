@@ -47,6 +47,14 @@ def hog(ctx):
     ctx.write(str(total))
 
 
+def computes(ctx):
+    """The same work for every request, in Python: some 200 us."""
+    total = 0
+    for number in range(5000):
+        total += number
+    hello(ctx)
+
+
 _sleep_with_the_gil = ctypes.PyDLL(None).usleep
 
 
@@ -58,7 +66,7 @@ def gil(ctx):
     ctx.write("done")
 
 
-HANDLERS = {handler.__name__: handler for handler in (hello, one_percent_sleeps, all_sleep, hog, gil)}
+HANDLERS = {handler.__name__: handler for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil)}
 
 
 def main():

@@ -130,6 +130,15 @@ def one_computes(contenders: Contenders, effort: Effort) -> Verdict:
         series, {"requests_per_s": speed, "p99_ms": p99, "computations_per_s": hogs})
 
 
+def in_parallel(contenders: Contenders, effort: Effort) -> Verdict:
+    if contenders.python_facts["gil"]:
+        return Verdict(SKIPPED, "this Python has a GIL: one handler computes at a time")
+    with running([contenders.fastserve("computes", everywhere=True, reactors=n) for n in (1, 2)]) as servers:
+        series = interleave(servers, effort.rounds, effort.seconds, check=check_hello)
+    speed = series[1].ratio(series[0], "requests_per_s")
+    return Verdict(judge(speed >= 1.7), f"{speed:.2f}", series, {"speed": speed})
+
+
 def gil_held(contenders: Contenders, effort: Effort) -> Verdict:
     if not contenders.python_facts["gil"]:
         return Verdict(SKIPPED, "this Python has no GIL to hold")
@@ -231,6 +240,8 @@ CASES = (
          "at least 5,700 requests/s", all_sleep),
     Case("one-computes", "hello while one connection computes 50 ms of Python in a loop",
          "at least 8,000 requests/s, p99 at most 30 ms", one_computes),
+    Case("in-parallel", "free-threaded, every handler computes: requests/s of 2 reactors / of 1", "at least 1.70",
+         in_parallel),
     Case("gil-held", "one handler holds the GIL in a C call for 3 s; header_timeout=1, max_queue=8",
          f"{NEWCOMERS} connections accepted meanwhile, half a head answered 408 in time, "
          "requests beyond the queue answered 503 within 50 ms", gil_held),

@@ -61,7 +61,7 @@ class Contenders:
         """The yardstick."""
         program = _build(BUILD / "epoll", HERE / "rivals/epoll.c",
                          lambda source, target: ["gcc", "-O2", "-Wall", "-Wextra", "-o", target, source])
-        return Server("C epoll", [program], {}, self._cores.server)
+        return Server("C epoll", [program], {}, {self._cores.server})
 
     def fasthttp(self) -> Server:
         """The yardstick's test: with Debian's fasthttp, which needs no network to build."""
@@ -69,13 +69,15 @@ class Contenders:
                          lambda source, target: ["go", "build", "-o", target, source],
                          GOPATH="/usr/share/gocode", GO111MODULE="off", GOFLAGS="",
                          GOCACHE=str(BUILD / "go-cache"))
-        return Server("Go fasthttp", [program], {"GOMAXPROCS": "1"}, self._cores.server)
+        return Server("Go fasthttp", [program], {"GOMAXPROCS": "1"}, {self._cores.server})
 
-    def fastserve(self, handler: str, **options: object) -> Server:
+    def fastserve(self, handler: str, everywhere: bool = False, **options: object) -> Server:
+        """`everywhere`: on the load's core too; what the load costs there is lost to the server."""
         if self.python_facts["problem"]:
             raise BenchError(f"{self._python} has no fastserve: {self.python_facts['problem']}")
-        return Server(f"fastserve {handler}", [self._python, "apps.py", handler, json.dumps(options)], {},
-                      self._cores.server)
+        cores = {self._cores.server, self._cores.load} if everywhere else {self._cores.server}
+        name = " ".join(["fastserve", handler, *(f"{key}={value}" for key, value in options.items())])
+        return Server(name, [self._python, "apps.py", handler, json.dumps(options)], {}, cores)
 
 
 def _build(target: Path, source: Path, command: Callable[[str, str], list[str]],

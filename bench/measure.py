@@ -57,13 +57,14 @@ def free_port() -> int:
 
 
 class Server:
-    """A contender's process, pinned to the server's core; it dies when the `with` ends or the bench does."""
+    """A contender's process, pinned to its cores; it dies when the `with` ends or the bench does."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], core: int) -> None:
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str],
+                 cores: set[int]) -> None:
         self.name = name
         self._command = command
         self._environment = {**os.environ, **environment}
-        self._core = core
+        self._cores = cores
 
     def __enter__(self) -> Server:
         self.port = free_port()
@@ -82,7 +83,7 @@ class Server:
         return self
 
     def _pin(self) -> None:
-        os.sched_setaffinity(0, {self._core})
+        os.sched_setaffinity(0, self._cores)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def __exit__(self, *_: object) -> None:

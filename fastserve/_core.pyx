@@ -32,8 +32,8 @@ from fastserve.engine.deadline cimport (
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
-    crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize, lease_spares,
-    lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
+    crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
+    lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
     watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits

@@ -51,6 +51,8 @@ cdef struct Buffer:
 cdef int buffer_put(Buffer* b, const char* data, size_t size, size_t first) except -1:
     cdef size_t room = b.room if b.room else first
     cdef char* more
+    if size == 0:
+        return 0
     if b.size + size > b.room:
         while room < b.size + size:
             room *= 2

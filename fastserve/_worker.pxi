@@ -45,8 +45,8 @@ cdef class Worker:
         memset(&self.desk, 0, sizeof(Desk))
         self.desk.house = self.house
         self.desk.mate = &self.house.crew.mates[index]
-        self.desk.scribe = self.house.reactors[0].scribe
-        self.desk.scribe.second = -1
+        name = core.config.name.encode("ascii")
+        scribe_make(&self.desk.scribe, name, <uint32_t>len(name))
 
     cdef int run(self, int64_t idle) except -1:
         """Until the server closes, or, with `idle` >= 0, until nobody needed it for so many nanoseconds."""

@@ -28,6 +28,9 @@ static inline int cas_u64(uint64_t *p, uint64_t old, uint64_t v) {
 static inline void count_u64(uint64_t *p, uint64_t by) {
     __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);
 }
+static inline void count_u32(uint32_t *p, uint32_t by) {
+    __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);
+}
 /* A counter with several writers. */
 static inline uint64_t add_u64(uint64_t *p, uint64_t by) { return __atomic_add_fetch(p, by, __ATOMIC_RELAXED); }
 

@@ -14,6 +14,7 @@ cdef extern from "atomics.h" nogil:
     void store_u64_release(uint64_t* p, uint64_t v) noexcept
     void store_u64_seq(uint64_t* p, uint64_t v) noexcept
     bint cas_u64(uint64_t* p, uint64_t old, uint64_t v) noexcept
+    void count_u32(uint32_t* p, uint32_t by) noexcept
     void count_u64(uint64_t* p, uint64_t by) noexcept
     uint64_t add_u64(uint64_t* p, uint64_t by) noexcept
 

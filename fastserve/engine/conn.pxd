@@ -11,7 +11,7 @@ its handler (state AWAY).
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
-from fastserve.engine.atomics cimport count_u64
+from fastserve.engine.atomics cimport count_u32, count_u64, store_u32
 from fastserve.engine.body cimport Chunked
 from fastserve.engine.deadline cimport Timer
 from fastserve.engine.http1 cimport Field, Head
@@ -194,7 +194,7 @@ cdef inline void input_compact(Input* i) noexcept nogil:
 cdef struct Queue:
     Conn* first
     Conn* last
-    uint32_t size
+    uint32_t size           # one writer, read by statistics: see count_u32
 
 
 cdef inline void queue_push(Queue* q, Conn* c) noexcept nogil:
@@ -204,7 +204,7 @@ cdef inline void queue_push(Queue* q, Conn* c) noexcept nogil:
     else:
         q.last.next_ready = c
     q.last = c
-    q.size += 1
+    count_u32(&q.size, 1)
 
 
 cdef inline void queue_push_front(Queue* q, Conn* c) noexcept nogil:
@@ -212,7 +212,7 @@ cdef inline void queue_push_front(Queue* q, Conn* c) noexcept nogil:
     q.first = c
     if q.last is NULL:
         q.last = c
-    q.size += 1
+    count_u32(&q.size, 1)
 
 
 cdef inline Conn* queue_pop(Queue* q) noexcept nogil:
@@ -221,7 +221,7 @@ cdef inline Conn* queue_pop(Queue* q) noexcept nogil:
         q.first = c.next_ready
         if q.first is NULL:
             q.last = NULL
-        q.size -= 1
+        count_u32(&q.size, <uint32_t>-1)
     return c
 
 
@@ -235,7 +235,7 @@ cdef inline Conn* queue_cut(Queue* q, uint32_t keep) noexcept nogil:
     for _ in range(keep):
         last = rest
         rest = rest.next_ready
-    q.size = keep
+    store_u32(&q.size, keep)
     q.last = last
     if last is NULL:
         q.first = NULL

@@ -25,9 +25,9 @@ with acquire: everything that the old holder wrote is there.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve.engine.atomics cimport (
-    add_u32, cas_ptr, cas_u64, clock_ns, futex_wait, futex_wake, load_ptr, load_ptr_seq, load_u32, load_u32_acquire,
-    load_u32_seq, load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64_seq,
-    sub_u32, swap_ptr, swap_u32, unlock_word,
+    add_u32, cas_ptr, cas_u64, clock_ns, count_u32, futex_wait, futex_wake, load_ptr, load_ptr_seq, load_u32,
+    load_u32_acquire, load_u32_seq, load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq,
+    store_u64_seq, sub_u32, swap_ptr, swap_u32, unlock_word,
 )
 from fastserve.engine.poll cimport event_poke
 
@@ -77,7 +77,7 @@ cdef struct Mate:
 cdef struct Crew:
     # All workers of a server, and the stack of those that are parked.
     uint32_t lock
-    uint32_t parked
+    uint32_t parked         # written under the lock, read by statistics without
     uint32_t room           # of both arrays
     uint32_t n_leases
     uint32_t closing        # nobody parks any more; seen by watchers too
@@ -152,7 +152,7 @@ cdef inline bint crew_push(Crew* c, Mate* m) noexcept nogil:
     welcome = not load_u32(&c.closing)
     if welcome:
         c.stack[c.parked] = m.index
-        c.parked += 1
+        count_u32(&c.parked, 1)
     unlock_word(&c.lock)
     return welcome
 
@@ -162,7 +162,7 @@ cdef inline Mate* crew_pop(Crew* c) noexcept nogil:
     cdef Mate* m = NULL
     lock_word(&c.lock)
     if c.parked:
-        c.parked -= 1
+        count_u32(&c.parked, <uint32_t>-1)
         m = &c.mates[c.stack[c.parked]]
     unlock_word(&c.lock)
     return m
@@ -179,7 +179,7 @@ cdef inline bint crew_withdraw(Crew* c, Mate* m) noexcept nogil:
         elif c.stack[i] == m.index:
             found = True
     if found:
-        c.parked -= 1
+        count_u32(&c.parked, <uint32_t>-1)
     unlock_word(&c.lock)
     return found
 
