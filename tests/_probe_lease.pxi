@@ -17,8 +17,8 @@ from fastserve.engine.atomics cimport (
 from fastserve.engine.lease cimport (
     BLOCKED, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER,
     Crew, Lease, Look, Mate, crew_close, crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make,
-    lease_pass, lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id,
-    watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
+    lease_pass, lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock,
+    thread_id, watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.poll cimport (
     EPOLLET, EPOLLIN, EPOLLONESHOT, epoll_event, event_make, event_poke, poll_add, poll_change, poll_make, poll_wait,
