@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     binds: list[str] = given.pop("bind", [DEFAULT_BIND])
     level: str = given.pop("log_level")
     try:
+        for bind in binds:
+            parse_bind(bind)
         config = Config.from_env(os.environ, **given)
     except ValueError as error:
         parser.error(str(error))
@@ -94,10 +96,8 @@ def _one_line(message: object) -> str:
 
 def _serve(target: str | None, binds: Sequence[str], config: Config, level: str) -> int:
     try:
-        for bind in binds:
-            parse_bind(bind)
         from fastserve.server import Server
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
         raise _CannotStart(error) from None
     handler = _load(target)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -240,7 +240,6 @@ def test_a_second_fastserve_on_the_same_port_does_not_start(start: Start, tmp_pa
         (["nope"], "no module 'nope'"),
         (["app:nope"], "'app' has no attribute 'nope'"),
         (["app:__name__"], "'app:__name__' is not callable"),
-        (["app", "--bind", "8000"], "cannot bind to '8000'"),
         (["app", "--bind", "fd:999"], ""),
         (["app", "--bind", "unix:/nope/nope/s"], ""),
         (["app", "--bind", "nope.invalid:0"], ""),
@@ -264,7 +263,7 @@ def test_an_exception_in_the_module_shows_where(tmp_path: Path) -> None:
     assert lines[-1] == "fastserve: importing 'app' raised ZeroDivisionError"
 
 
-@pytest.mark.parametrize("argv", [["--nope"], ["--workers", "0"], ["--bind"], ["a", "b"]])
+@pytest.mark.parametrize("argv", [["--nope"], ["--workers", "0"], ["--bind"], ["--bind", "8000"], ["a", "b"]])
 def test_a_wrong_option_is_one_line_and_status_2(tmp_path: Path, argv: list[str]) -> None:
     run = finished(tmp_path, *argv)
     assert run.returncode == 2

@@ -291,15 +291,15 @@ def test_a_wrong_variable(record: Record, capsys: Capsys, monkeypatch: pytest.Mo
     assert wrong([], capsys) == line
 
 
-# --- what cannot start ---
-
-
 def test_a_bad_bind_stops_before_the_module_is_imported(
     record: Record, app: Callable[..., None], capsys: Capsys
 ) -> None:
     app("raise SystemError")
-    line = cannot(["given_app", "--bind", "127.0.0.1:1", "--bind", ":80"], capsys)
+    line = wrong(["given_app", "--bind", "127.0.0.1:1", "--bind", ":80"], capsys)
     assert line.startswith("fastserve: cannot bind to ':80': the host is missing")
+
+
+# --- what cannot start ---
 
 
 def test_a_missing_core(capsys: Capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
