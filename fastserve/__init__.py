@@ -7,10 +7,19 @@ imported at first use, so that a tree that was never compiled can say so in one 
 from typing import TYPE_CHECKING, Any
 
 from fastserve.config import Config
-from fastserve.errors import ContextExpired, FastserveError, MissingExtra, ServerClosed, StartError
+from fastserve.errors import (
+    BadRequest,
+    ClientGone,
+    ContextExpired,
+    FastserveError,
+    MissingExtra,
+    ServerClosed,
+    StartError,
+)
+from fastserve.headers import Fields
 
 if TYPE_CHECKING:
-    from fastserve._core import Headers, RequestCtx
+    from fastserve._core import BodyStream, Headers, ReplyStream, RequestCtx
     from fastserve.args import Args
     from fastserve.forms import File, Files
     from fastserve.server import Server
@@ -19,13 +28,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Args",
+    "BadRequest",
+    "BodyStream",
+    "ClientGone",
     "Config",
     "ContextExpired",
     "FastserveError",
+    "Fields",
     "File",
     "Files",
     "Headers",
     "MissingExtra",
+    "ReplyStream",
     "RequestCtx",
     "Server",
     "ServerClosed",
@@ -34,9 +48,11 @@ __all__ = [
 
 _HOMES = {
     "Args": "fastserve.args",
+    "BodyStream": "fastserve.server",
     "File": "fastserve.forms",
     "Files": "fastserve.forms",
     "Headers": "fastserve.server",
+    "ReplyStream": "fastserve.server",
     "RequestCtx": "fastserve.server",
     "Server": "fastserve.server",
 }

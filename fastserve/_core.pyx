@@ -20,26 +20,26 @@ from fastserve.engine.atomics cimport (
     load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
     store_u64_release, sub_u32, unlock_word, wall_seconds,
 )
-from fastserve.engine.body cimport chunked_begin, chunked_feed
+from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
-    AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM, READY,
-    Conn, Input, Output, input_compact, input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give,
-    slot_of, slot_tag, slot_take, slots_make, slots_unmake,
+    ASKS, AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM,
+    READY, REFUSED, STREAMS, TOLD, WHOLE, Conn, Input, Output, input_compact, input_size, queue_cut, queue_pop,
+    queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take, slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
 )
-from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse
+from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse, next_member
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
     crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
     lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
     watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
-from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, Limits
+from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.net cimport (
-    AGAIN, GONE, SHORT, c_close, net_accept, net_close, net_cut, net_end, net_no_delay, net_recv, net_send_two,
-    sockaddr_in6,
+    AGAIN, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end, net_no_delay,
+    net_recv, net_send_two, net_wait, sockaddr_in6,
 )
 from fastserve.engine.poll cimport (
     EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT, EPOLLOUT, epoll_event, event_make, event_poke, poll_add,
@@ -51,13 +51,14 @@ from fastserve.engine.pool cimport (
 )
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_QUEUE, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
+    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
     give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty, note, pthread_t,
     time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
-    OWN_DATE, OWN_SERVER, REPLY_HEAD_ROOM, Reply, Scribe, put, reply_error, reply_head, scribe_date,
-    scribe_make, status_has_body,
+    CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply,
+    Scribe, chunk_close, put, put_chunk_head, put_interim, reply_error, reply_head, scribe_date, scribe_make,
+    status_has_body, status_of,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -77,6 +78,7 @@ cdef enum:                          # how much at a time
     CALLS = 256                     # handlers under one acquisition of the GIL ...
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
+    DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
     REJECTS = 1024                  # slots beyond `concurrency`, for those who are told so
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
@@ -104,6 +106,18 @@ cdef struct Handed:
     void* owner
     uint8_t kind
 
+cdef struct Outlet:
+    # The body of a reply that is streamed.
+    uint8_t framing             # as in Reply
+    bint mute                   # the reply has no body, whatever is written
+    uint64_t left               # SIZED: bytes that were promised and have not been written
+    char* chunk                 # CHUNKED: the head of the open chunk, in the connection's output; NULL: none
+
+cdef struct Kept:
+    # Field lines of a trailer section, as they were sent.
+    char* data
+    uint32_t size
+
 cdef struct Desk:
     # What one worker holds.
     House* house
@@ -115,6 +129,12 @@ cdef struct Desk:
     Reply* reply                # what that handler said
     Handed handed
     Scribe scribe
+    Conn* conn                  # in a call: its connection
+    bint alone                  # in a call: off lease
+    bint resumes                # the hook was asked and the body is wanted: no reply yet
+    bint streamed               # the head of the reply is on its way
+    Outlet outlet
+    Kept trailers               # of a body that was streamed in
 
 
 # ---------------------------------------------------------------------------------------------
@@ -287,27 +307,76 @@ cdef void advance(Reactor* r, Conn* c) noexcept nogil:
                 c.began = r.now
                 time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
             return
-        if verdict == DONE:
-            verdict = open_body(r, c)
+        if verdict == DONE and lim.refused_size and is_listed(i, lim):
+            verdict = 405
         if verdict > DONE:
             refuse(r, c, verdict)
             return
-    verdict = take_body(r, c)
+        c.body_limit = lim.body_size
+        if lim.head_first and (i.head.chunked or i.head.content_length > 0):
+            ask_first(r, c)
+            return
+    receive_body(r, c)
+
+
+cdef bint is_listed(Input* i, Limits* lim) noexcept nogil:
+    """Is the method one of those that the server refuses?"""
+    cdef Span name
+    cdef uint32_t at = 0
+    while next_member(lim.refused, &at, lim.refused_size, &name):
+        if (name.size == i.head.method.size
+                and memcmp(lim.refused + name.at, i.data + i.start + i.head.method.at, name.size) == 0):
+            return True
+    return False
+
+
+cdef void receive_body(Reactor* r, Conn* c) noexcept nogil:
+    """Behind a head that is whole: takes what has come of its body, to a whole request or a refusal."""
+    cdef int verdict = DONE
+    if c.state != BODY:
+        verdict = open_body(r, c)
+    if verdict == DONE:
+        verdict = take_body(r, c)
     if verdict == DONE:
         line_up(r, c)
     elif verdict > DONE:
         refuse(r, c, verdict)
 
 
+cdef void ask_first(Reactor* r, Conn* c) noexcept nogil:
+    """The head is handed over alone; whoever gets it decides about the body."""
+    cdef Input* i = c.input
+    input_compact(i)            # now, because a handler looks at the head while the body arrives behind it
+    c.step = ASKS
+    c.fault = 0
+    c.progress = c.looked = 0   # here: bytes of the body, and nanoseconds that somebody waited for them
+    c.consumed = i.head.size
+    c.in_place = False
+    c.continued = i.start + i.head.size < i.end
+    c.body_left = i.head.content_length
+    if i.head.chunked:
+        chunked_begin(&c.chunked)
+    line_up(r, c)
+
+
+cdef void resume(Reactor* r, Conn* c) noexcept nogil:
+    """The hook has seen the head and lets the body come."""
+    c.step = TOLD
+    c.state = HEAD
+    c.credit = 0
+    if not c.stalled:
+        arm(r, c, EPOLLIN)
+    receive_body(r, c)
+
+
 cdef int open_body(Reactor* r, Conn* c) noexcept nogil:
     """The head is whole: where will the body lie, and is it allowed? DONE, or the status to answer."""
-    cdef Limits* lim = &r.house.limits
     cdef Input* i = c.input
     cdef Head* head = &i.head
     cdef uint32_t rest = i.end - i.start - head.size
     c.consumed = head.size
     c.in_place = False
-    if head.content_length > lim.body_size:
+    if head.content_length > c.body_limit:
         return 413
     if head.chunked:
         chunked_begin(&c.chunked)
@@ -330,8 +399,7 @@ cdef int open_body(Reactor* r, Conn* c) noexcept nogil:
         # before the reactor sleeps.
         if not lend_output(r, c):
             return 503
-        c.output.end = <uint32_t>(put(c.output.data + c.output.end, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
-                                  - c.output.data)
+        c.output.end = <uint32_t>(put_interim(c.output.data + c.output.end, 100, NULL, 0) - c.output.data)
         make_dirty(r, c)
     c.began = c.looked = r.now
     c.progress = 0
@@ -361,7 +429,7 @@ cdef int take_body(Reactor* r, Conn* c) noexcept nogil:
         memmove(i.data + at, i.data + at + used, i.end - at)
         if verdict != MORE and verdict != DONE:
             return verdict
-        if c.chunked.size + c.chunked.left > lim.body_size:
+        if c.chunked.size + c.chunked.left > c.body_limit:
             return 413
         if verdict == DONE:
             return DONE
@@ -417,19 +485,39 @@ cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
 cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
     """Answers a request that will never reach a handler, and closes: after a fault of framing nobody
     knows where the next request begins."""
+    cdef House* h = r.house
     count_u64(&r.stats.refusals[status - 400], 1)
+    if h.logs_errors:
+        note(h, NOTE_REFUSED, status)
     if not lend_output(r, c):
         drop(r, c)
         return
-    say(r, c, status, 0, True)
-    c.state = IDLE
     c.unread = True
     time_idle(r, c)
+    if h.hears_errors and c.input is not NULL and r.may_call and r.ready.size < h.limits.max_queue:
+        c.step = REFUSED
+        c.refused = <uint16_t>status
+        c.state = READY
+        c.began = r.now
+        c.consumed = 0
+        queue_push(&r.ready, c)
+        return
+    say(r, c, status, 0, True)
+    c.state = IDLE
 
 
 cdef void shed(Reactor* r, Conn* c) noexcept nogil:
-    """Answers a whole request with 503; the connection goes on as its framing allows."""
-    say(r, c, 503, RETRY_AFTER, not keeps_alive(r.house, c, c.input.head.keep_alive))
+    """Answers a request that waited in vain with 503; the connection goes on as its framing allows. What
+    was refused anyway, and waited for the error handler's words, gets the server's."""
+    cdef bint alive = keeps_alive(r.house, c, c.input.head.keep_alive)
+    if c.step == REFUSED:
+        say(r, c, c.refused, 0, True)
+    else:
+        if c.step == ASKS:
+            # Its body was not read.
+            alive = False
+            c.unread = True
+        say(r, c, 503, RETRY_AFTER, not alive)
     c.credit = 0
     finish(r, c)
 
@@ -449,7 +537,8 @@ cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close)
     cdef Output* o = c.output
     cdef bint is_head = c.input is not NULL and is_method(c, b"HEAD", 4)
     cdef bint alive_10 = not close and c.input is not NULL and c.input.head.minor == 0
-    o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, close, alive_10, not is_head)
+    o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, r.house.leave, close, alive_10,
+                                   not is_head)
     c.closing = close
     count_u64(&r.stats.statuses[status // 100], 1)
     make_dirty(r, c)
@@ -472,12 +561,12 @@ cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed
     """What the handler said becomes bytes of the connection. The caller owns the connection: the
     holder after it took its word back, or the worker that runs alone."""
     cdef Output* o = c.output
-    cdef Head* head = &c.input.head
-    cdef bint alive = keeps_alive(h, c, head.keep_alive and not reply.close)
     cdef bint body = reply.body_size and status_has_body(reply.status) and not is_method(c, b"HEAD", 4)
-    cdef char* p = reply_head(o.data + o.end, reply, scribe, not alive, alive and head.minor == 0)
-    c.closing = not alive
-    c.last_status = <uint16_t>reply.status
+    cdef char* p
+    if c.step == REFUSED or ((c.step == ASKS or c.step == STREAMS) and not body_spent(c)):
+        reply.close = True
+        c.unread = True
+    p = commit_head(h, c, reply, scribe)
     if handed.kind != NO_LARGE:
         c.large.data = reply.body
         c.large.size = reply.body_size if body else 0
@@ -487,6 +576,19 @@ cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed
     elif body:
         p = put(p, reply.body, reply.body_size)
     o.end = <uint32_t>(p - o.data)
+
+
+cdef char* commit_head(House* h, Conn* c, Reply* reply, Scribe* scribe) noexcept nogil:
+    """The head of the reply, and whether the connection outlives it; the answer is where the body begins."""
+    cdef Output* o = c.output
+    cdef Head* head = &c.input.head
+    cdef bint wished = head.keep_alive and not reply.close and not reply.set & NO_LENGTH
+    cdef bint alive = keeps_alive(h, c, wished and reply.framing != UNTIL_CLOSE)
+    cdef char* p = reply_head(o.data + o.end, reply, scribe, not alive, alive and head.minor == 0)
+    c.closing = not alive
+    c.last_status = <uint16_t>reply.status
+    o.end = <uint32_t>(p - o.data)
+    return p
 
 
 cdef bint is_method(Conn* c, const char* name, uint32_t size) noexcept nogil:
@@ -507,6 +609,7 @@ cdef void finish(Reactor* r, Conn* c) noexcept nogil:
     """The reply is committed: the request's bytes are done with, and what is behind them comes next."""
     cdef Input* i = c.input
     c.state = IDLE
+    c.step = WHOLE
     c.stalled = False
     make_dirty(r, c)
     body_drop(&r.bodies, &c.body)
@@ -659,6 +762,15 @@ cdef void take_home(Reactor* r) noexcept nogil:
     while rest is not NULL:
         c = rest
         rest = c.next_ready
+        if c.resumes:
+            c.resumes = False
+            resume(r, c)
+            continue
+        if c.aborted:
+            count_u64(&r.stats.aborted, 1)
+            net_break(c.fd)
+            drop(r, c)
+            continue
         count_reply(r, c.last_status)
         if c.slow != NOT_JUDGED:
             count_u64(&r.stats.passed_first, 1)
@@ -1006,15 +1118,22 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     """Off lease: the reply goes out on the worker's own connection, and that goes home."""
     cdef Conn* c = d.home
     cdef bint quiet
-    while d.word and load_u64_acquire(&d.mate.let_go) != d.word:
-        # Whoever seized the call is still sending what was committed before; that is bounded.
-        sched_yield()
-    scribe_date(&d.scribe, wall_seconds())
-    commit(d.house, c, d.reply, &d.scribe, &d.handed)
-    quiet = push_out(c) == DONE and is_settled(c)
+    wait_let_go(d)
     d.home = NULL
+    if d.resumes:
+        c.resumes = True
+        send_home(d.home_reactor, c, False)
+        return
+    if d.streamed:
+        if not c.aborted and (c.step == ASKS or c.step == STREAMS) and not body_spent(c):
+            c.closing = c.unread = True
+    else:
+        scribe_date(&d.scribe, wall_seconds())
+        commit(d.house, c, d.reply, &d.scribe, &d.handed)
+    quiet = not c.aborted and push_out(c) == DONE and is_settled(c)
     send_home(d.home_reactor, c, quiet)
 
 
+include "_stream.pxi"
 include "_ctx.pxi"
 include "_worker.pxi"

@@ -11,6 +11,7 @@ from cpython.unicode cimport (
     PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8,
 )
 
+from fastserve.engine.body cimport unfit_trailer
 from fastserve.engine.http1 cimport ASTERISK
 from fastserve.engine.net cimport AF_INET, AF_INET6
 from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
@@ -20,8 +21,9 @@ import socket as _socket
 from urllib.parse import quote as _quote
 
 from fastserve.args import Args, parse_cookies
-from fastserve.errors import ContextExpired, ServerClosed
+from fastserve.errors import BadRequest, ClientGone, ContextExpired, ServerClosed
 from fastserve.forms import Files, parse_multipart
+from fastserve.headers import Fields
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -34,6 +36,11 @@ cdef extern from *:
     """
     bint TEXT_IS_ASCII(object text)
     const char* TEXT_DATA(object text)
+
+cdef enum:                      # what a ctx is lent for
+    LENT_CALL = 0               # a handler
+    LENT_HOOK = 1               # on_headers
+    LENT_ERROR = 2              # the error handler
 
 cdef enum:
     BUFFER_FIRST = 4096         # a ctx's own memory for a body that is written in pieces
@@ -70,6 +77,7 @@ cdef dict METHODS = {m.encode(): m for m in
                      ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")}
 cdef str DEFAULT_TYPE = "text/plain; charset=utf-8"
 cdef frozenset REDIRECTS = frozenset((301, 302, 303, 307, 308))
+cdef frozenset NO_TRAILERS = frozenset(("set-cookie", "location", "date", "server", "www-authenticate", "link"))
 cdef frozenset OURS = frozenset(("content-length", "transfer-encoding", "trailer", "upgrade", "keep-alive"))
 
 
@@ -83,11 +91,16 @@ cdef class RequestCtx:
     """
 
     cdef Conn* conn             # NULL: expired
+    cdef Desk* desk             # of the worker that lent it
+    cdef int loan               # what it was lent for
+    cdef bint streams           # LENT_HOOK: the handler is to read the body itself
     cdef const char* base       # the first byte of the request
     cdef Head* head
     cdef Reply reply
     cdef Buffer fields
+    cdef Buffer trailer_fields  # of the reply
     cdef Buffer body_buffer
+    cdef object streamed_body   # what `body` has read from the stream
     cdef object body_object     # exact bytes that the reply is sent from
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
     cdef object query_args, form_args, form_files
@@ -97,11 +110,14 @@ cdef class RequestCtx:
 
     def __dealloc__(self):
         mem_give(self.fields.data)
+        mem_give(self.trailer_fields.data)
         mem_give(self.body_buffer.data)
 
-    cdef void begin(self, Conn* c) noexcept:
+    cdef void begin(self, Conn* c, Desk* d, int loan) noexcept:
         """The loan begins: nothing else may have a reference to this object."""
         cdef Input* i = c.input
+        self.desk = d
+        self.loan = loan
         self.base = i.data + i.start
         self.head = &i.head
         self.clear()
@@ -111,12 +127,14 @@ cdef class RequestCtx:
         """The loan is over for this object. The reply stays until it is committed."""
         with cython.critical_section(self):
             self.conn = NULL
-            self.query_args = self.form_args = self.form_files = None
+            self.query_args = self.form_args = self.form_files = self.streamed_body = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
         self.reply.status = 200
+        self.reply.set = self.desk.house.leave
         self.fields.size = 0
+        self.trailer_fields.size = 0
         self.body_object = None
         self.body_buffer.size = 0
         if self.body_buffer.room > BUFFER_KEPT:
@@ -128,8 +146,7 @@ cdef class RequestCtx:
         """Fills in what grew: once, behind `end`. A body that may not fit into the connection's output
         is handed over to it: the reference, or the memory, is no longer this object's."""
         cdef size_t room = OUTPUT_ROOM - RESPONSE_HEAD_MAX - REPLY_HEAD_ROOM - c.output.end
-        self.reply.fields = self.fields.data
-        self.reply.fields_size = <uint32_t>self.fields.size
+        self.point_out_fields()
         handed.kind = NO_LARGE
         if self.body_object is not None:
             self.reply.body = PyBytes_AS_STRING(self.body_object)
@@ -146,9 +163,21 @@ cdef class RequestCtx:
                 handed.kind = LARGE_MEMORY
                 memset(&self.body_buffer, 0, sizeof(Buffer))
 
+    cdef void point_out_fields(self) noexcept:
+        """They grew, and may have moved."""
+        self.reply.fields = self.fields.data
+        self.reply.fields_size = <uint32_t>self.fields.size
+
     cdef int check(self) except -1:
         if self.conn is NULL:
             raise ContextExpired("this RequestCtx belonged to a call that has returned")
+        return 0
+
+    cdef int check_open(self) except -1:
+        """The reply can still be changed."""
+        self.check()
+        if self.desk.streamed:
+            raise RuntimeError("this reply has been streamed: its head is sent")
         return 0
 
     cdef bytes span(self, Span s):
@@ -222,15 +251,93 @@ cdef class RequestCtx:
 
     @property
     def body(self) -> bytes:
-        """The whole body, chunked coding removed; a copy each time."""
+        """The whole body, chunked coding removed; a copy each time.
+
+        Of a body that the handler streams: what is left of it, read to its end (and then kept); raises as
+        `BodyStream.read`. RuntimeError in `on_headers`.
+        """
         with cython.critical_section(self):
             self.check()
-            if self.conn.in_place:
-                return PyBytes_FromStringAndSize(self.base + self.head.size, self.conn.consumed - self.head.size)
-            if self.head.chunked:
-                # Behind the body lie the lines of the trailer section.
-                return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.chunked.size)
-            return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.body.used)
+            self.check_body()
+            if self.conn.step == REFUSED:
+                return b""
+            if self.conn.step != STREAMS:
+                return self.whole_body()
+        if self.streamed_body is None:
+            self.streamed_body = self.body_stream.read()
+        return self.streamed_body
+
+    cdef int check_body(self) except -1:
+        if self.loan == LENT_HOOK and self.conn.step == ASKS:
+            raise RuntimeError("on_headers runs before the body is read")
+        return 0
+
+    cdef bytes whole_body(self):
+        if self.conn.in_place:
+            return PyBytes_FromStringAndSize(self.base + self.head.size, self.conn.consumed - self.head.size)
+        if self.head.chunked:
+            # Behind the body lie the lines of the trailer section.
+            return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.chunked.size)
+        return PyBytes_FromStringAndSize(self.conn.body.data, self.conn.body.used)
+
+    @property
+    def body_stream(self) -> BodyStream:
+        """The body as it arrives, where the handler is to read it (`stream_request_body`, or `stream_body`
+        in `on_headers`); otherwise over the body that was received. RuntimeError in `on_headers`."""
+        cdef BodyStream stream
+        with cython.critical_section(self):
+            self.check()
+            self.check_body()
+        stream = BodyStream.__new__(BodyStream)
+        stream.ctx = self
+        return stream
+
+    @property
+    def trailers(self) -> Fields:
+        """The trailer section of a chunked body (RFC 9110, section 6.5): a case-insensitive multi-map; of
+        a body that is streamed empty before its end. Fields that a recipient must not believe are refused."""
+        cdef bytes lines = b""
+        with cython.critical_section(self):
+            self.check()
+            if self.conn.step == STREAMS:
+                lines = PyBytes_FromStringAndSize(self.desk.trailers.data, self.desk.trailers.size)
+            elif self.conn.step != REFUSED and self.conn.step != ASKS and self.head.chunked:
+                lines = PyBytes_FromStringAndSize(self.conn.body.data + self.conn.chunked.size,
+                                                  self.conn.body.used - self.conn.chunked.size)
+        return Fields.of_lines(lines)
+
+    @property
+    def max_body_size(self) -> int:
+        """The limit of this request's body in bytes: `max_request_body_size`, unless `on_headers` sets another."""
+        with cython.critical_section(self):
+            self.check()
+            return self.conn.body_limit
+
+    @max_body_size.setter
+    def max_body_size(self, size):
+        cdef int64_t number = size
+        if not 0 <= number <= 1 << 60:
+            raise ValueError(f"a body size lies in 0..2**60, not {number}")
+        with cython.critical_section(self):
+            self.check()
+            if self.loan != LENT_HOOK:
+                raise RuntimeError("the limit of a body is set in on_headers")
+            self.conn.body_limit = number
+
+    @property
+    def stream_body(self) -> bool:
+        """Does the handler read the body itself, from `body_stream`? To be set in `on_headers`."""
+        with cython.critical_section(self):
+            self.check()
+            return self.streams if self.loan == LENT_HOOK else self.conn.step == STREAMS
+
+    @stream_body.setter
+    def stream_body(self, wanted):
+        with cython.critical_section(self):
+            self.check()
+            if self.loan != LENT_HOOK:
+                raise RuntimeError("who reads the body is said in on_headers")
+            self.streams = bool(wanted)
 
     def json(self) -> object:
         """The body as JSON (RFC 8259), by the standard library; `ValueError` if it is none."""
@@ -354,7 +461,7 @@ cdef class RequestCtx:
         if not 200 <= number <= 599:
             raise ValueError(f"status must lie in 200..599, not {number}")
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             self.reply.status = <int>number
 
     @property
@@ -367,7 +474,7 @@ cdef class RequestCtx:
     @content_type.setter
     def content_type(self, str value not None):
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             if value is not self.type_object:
                 if len(value) > TYPE_MAX or len(value) == 0:
                     raise ValueError(f"a content type has 1 to {TYPE_MAX} characters, not {len(value)}")
@@ -389,7 +496,7 @@ cdef class RequestCtx:
             text = PyBytes_AS_STRING(data)
             size = PyBytes_GET_SIZE(data)
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             if self.body_object is not None:
                 buffer_put(&self.body_buffer, PyBytes_AS_STRING(self.body_object),
                            PyBytes_GET_SIZE(self.body_object), BUFFER_FIRST)
@@ -400,7 +507,7 @@ cdef class RequestCtx:
         """Replaces the body; a str as UTF-8. Large bytes are sent from the object, not copied."""
         data = as_bytes(data)
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             self.body_buffer.size = 0
             self.body_object = None
             if PyBytes_GET_SIZE(data) >= WHOLE_FROM:
@@ -413,7 +520,7 @@ cdef class RequestCtx:
         section 5.5 does not allow, for what belongs to the server (Content-Length and the like), and
         when all fields together pass 7 KiB."""
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             lower = check_name(name)
             if not self.special(lower, value):
                 check_value(name, value)
@@ -423,23 +530,32 @@ cdef class RequestCtx:
     def add_header(self, str name not None, str value not None) -> None:
         """Adds a field beside others of its name (Set-Cookie, Link, Vary ...). ValueError as set_header."""
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             lower = check_name(name)
             if not self.special(lower, value):
                 check_value(name, value)
                 self.append(lower, name, value)
 
     def del_header(self, str name not None) -> None:
-        """Takes back every field of that name; nothing happens if there is none."""
+        """The reply has no field of that name, neither one that was set nor, of Date, Server, Content-Type
+        and Content-Length, the one that it would have by default. Without Content-Length the end of the
+        connection is the end of the body."""
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             lower = check_name(name)
             if lower == "content-type":
                 self.reply.type_size = 0
+                self.reply.set |= OWN_TYPE
+            elif lower == "content-length":
+                self.reply.set |= NO_LENGTH
             elif lower == "connection":
                 self.reply.close = False
             else:
                 self.remove(lower)
+                if lower == "date":
+                    self.reply.set |= OWN_DATE
+                elif lower == "server":
+                    self.reply.set |= OWN_SERVER
 
     @property
     def response_headers(self) -> list[tuple[str, str]]:
@@ -458,7 +574,7 @@ cdef class RequestCtx:
     def error(self, message: str, status: int = 500) -> None:
         """Starts the reply anew: `status`, and `message` as plain text."""
         with cython.critical_section(self):
-            self.check()
+            self.check_open()
             self.clear()
         self.status = status
         self.content_type = DEFAULT_TYPE
@@ -477,6 +593,73 @@ cdef class RequestCtx:
         self.set_header("Location", _quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
         self.set_body(b"")
         self.status = status
+
+    def stream(self, source, length: int | None = None) -> None:
+        """Sends the reply now, its body as `source` makes it, and returns at the end of it.
+
+        `source` is an iterable of bytes or str, each of which is sent as it comes, or a function that is
+        called with a `ReplyStream` to write to. The body is chunked for HTTP/1.1 and ends with the
+        connection for HTTP/1.0; with a `length` in bytes it has a Content-Length instead, and must be so long.
+        In answer to HEAD, and with a status that has no body, `source` is not run.
+
+        The worker gives the event loop up first and blocks without the GIL, within `write_timeout` and
+        `min_write_rate`. When the client goes away, ClientGone is raised: at the `yield` of a generator,
+        in `ReplyStream.write`, and out of this call. When `source` fails, the connection is reset, so that
+        the client does not take what it has for the whole, and the exception passes through here.
+        """
+        must_be_own(self)
+        self.check_open()
+        stream_reply(self, source, length)
+
+    def add_trailer(self, str name not None, str value not None) -> None:
+        """A field behind the body of a chunked reply (RFC 9110, section 6.5), until the end of `stream`;
+        what is added before that is announced in Trailer. A reply that is not chunked drops it. ValueError
+        as `add_header`, and for fields that nobody may believe there."""
+        cdef bytes line
+        with cython.critical_section(self):
+            self.check()
+            lower = check_name(name)
+            check_value(name, value)
+            if unfit_trailer(lower.encode("ascii"), <uint32_t>len(lower)) or lower in NO_TRAILERS:
+                raise ValueError(f"{lower} must not stand in a trailer section")
+            line = f"{name}: {value}\r\n".encode("latin-1")
+            if self.trailer_fields.size + len(line) > TRAILER_MAX:
+                raise ValueError(f"the trailers of a reply are limited to {TRAILER_MAX} bytes")
+            buffer_put(&self.trailer_fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
+
+    cdef int announce_trailers(self) except -1:
+        if self.trailer_fields.size:
+            lines = PyBytes_FromStringAndSize(self.trailer_fields.data, self.trailer_fields.size).splitlines()
+            names = ", ".join(dict.fromkeys([line.decode("latin-1").partition(":")[0] for line in lines]))
+            self.append("trailer", "Trailer", names)
+        return 0
+
+    def early_hints(self, *links: str) -> None:
+        """Sends 103 (RFC 8297) now, with a Link field for each of `links`; nothing for HTTP/1.0, whose
+        clients know no interim reply. The final reply is not touched. ClientGone, ValueError."""
+        cdef bytes raw
+        cdef Desk* d = self.desk
+        cdef Conn* c = self.conn
+        cdef const char* text
+        cdef size_t size
+        cdef int verdict
+        must_be_own(self)
+        self.check_open()
+        for link in links:
+            check_value("Link", link)
+        if c.input.head.minor == 0 or not links:
+            return
+        raw = "".join([f"Link: {link}\r\n" for link in links]).encode("latin-1")
+        if len(raw) > RESPONSE_HEAD_MAX:
+            raise ValueError(f"early hints are limited to {RESPONSE_HEAD_MAX} bytes")
+        text, size = PyBytes_AS_STRING(raw), <size_t>len(raw)
+        with nogil:
+            go_alone(d)
+            c.output.end = <uint32_t>(put_interim(c.output.data + c.output.end, 103, text, size) - c.output.data)
+            verdict = send_all(d.house, c)
+        if verdict != DONE:
+            c.aborted = c.closing = True
+            raise ClientGone("the client went away, or reads too slowly")
 
     cdef bint special(self, str lower, str value) except -1:
         """Fields that are not kept as lines. True: seen to."""

@@ -1,8 +1,9 @@
 # The door, and the server as Python sees it.
 #
-# Knows: when Python runs: `Worker.call` for handlers, `Worker.run` for the hook, `Core.keep` for the
-# keeper. Never sees: bytes of a connection. Invariant: between publishing a word of the lease and
-# taking it back nothing of the reactor is touched; and whatever a handler raises stays here.
+# Knows: when Python runs: `Worker.attend` for handlers and the hooks around them, `Core.work` for the hook
+# of a new worker, `Core.keep` for the keeper. Never sees: bytes of a connection. Invariant: between
+# publishing a word of the lease and taking it back nothing of the reactor is touched; and whatever a
+# handler raises stays here.
 
 import contextvars as _contextvars
 import logging as _logging
@@ -32,7 +33,8 @@ cdef class Worker:
     cdef Core core
     cdef House* house
     cdef Desk desk
-    cdef object handler
+    cdef object handler, on_headers, error_handler
+    cdef bint streams           # unless on_headers says otherwise a handler reads the body itself
     cdef object context
     cdef RequestCtx ctx
 
@@ -40,6 +42,9 @@ cdef class Worker:
         self.core = core
         self.house = core.house
         self.handler = core.handler
+        self.on_headers = core.config.on_headers
+        self.error_handler = core.config.error_handler
+        self.streams = core.config.stream_request_body
         self.context = core.context
         self.ctx = RequestCtx.__new__(RequestCtx)
         memset(&self.desk, 0, sizeof(Desk))
@@ -47,6 +52,9 @@ cdef class Worker:
         self.desk.mate = &self.house.crew.mates[index]
         name = core.config.name.encode("ascii")
         scribe_make(&self.desk.scribe, name, <uint32_t>len(name))
+
+    def __dealloc__(self):
+        mem_give(self.desk.trailers.data)
 
     cdef int run(self, int64_t idle) except -1:
         """Until the server closes, or, with `idle` >= 0, until nobody needed it for so many nanoseconds."""
@@ -82,7 +90,10 @@ cdef class Worker:
             c = next_call(r)
             if c is NULL:
                 return
-            alone = r.blocking >= PASS_FIRST and pass_first(r, c)
+            d.conn = c
+            d.resumes = d.streamed = False
+            d.trailers.size = 0
+            alone = d.alone = r.blocking >= PASS_FIRST and pass_first(r, c)
             if alone:
                 began = now_ns()
                 d.word = 0
@@ -90,49 +101,104 @@ cdef class Worker:
                 r.calling = c
                 d.word = lease_publish(&r.lease, CALL)
 
-            if not is_sole(<PyObject*>self.ctx):
-                self.ctx = RequestCtx.__new__(RequestCtx)
-            self.ctx.begin(c)
-            self.invoke()
-            self.ctx.end()
+            self.attend(c)
             if h.forked:
                 # The handler came back in a child of fork: connection and queue are the parent's.
                 return
-            self.ctx.hand(c, &d.handed)
+            if not (d.streamed or d.resumes):
+                self.ctx.hand(c, &d.handed)
 
-            if alone or not lease_take_back(&r.lease, d.word):
+            if d.alone or not lease_take_back(&r.lease, d.word):
                 c.slow = NOT_JUDGED if not alone else SLOW if now_ns() - began >= BLOCKS else FAST
                 d.reply = &self.ctx.reply
                 d.reactor = NULL
                 d.home = c
                 d.home_reactor = r
                 return
-            commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
-            count_reply(r, self.ctx.reply.status)
             judge(r, FAST)
-            finish(r, c)
+            if d.resumes:
+                resume(r, c)
+            else:
+                commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
+                count_reply(r, self.ctx.reply.status)
+                finish(r, c)
             if r.ready.first is not c and now_ns() - began >= BATCH_TIME:
                 return
 
-    cdef void invoke(self) noexcept:
-        """Calls the handler in a fresh copy of the context that `start` was called in."""
+    cdef void attend(self, Conn* c) noexcept:
+        """Lends the ctx to whoever is to see this request next: the error handler, the hook that looks at
+        the head, the handler."""
+        if c.step == REFUSED:
+            self.lend(c, LENT_ERROR)
+            self.invoke(self.error_handler, BadRequest("", c.refused))
+            self.ctx.reply.status = c.refused
+            self.ctx.end()
+            return
+        if self.on_headers is not None and c.step != TOLD and not self.goes_on(c):
+            return
+        if c.step == ASKS:
+            # Whether the hook said so or the configuration: it is the handler that reads the body.
+            c.step = STREAMS
+            if c.input.head.content_length > c.body_limit:
+                self.lend(c, LENT_ERROR)
+                self.failed(BadRequest("", 413))
+                self.ctx.end()
+                return
+        self.lend(c, LENT_CALL)
+        self.invoke(self.handler, None)
+        self.ctx.end()
+
+    cdef bint goes_on(self, Conn* c) noexcept:
+        """on_headers is asked. True: the handler is called now. False: it has answered itself, or the body
+        is received first."""
+        cdef bint answered
+        self.lend(c, LENT_HOOK)
+        self.ctx.streams = self.streams
+        answered = self.invoke(self.on_headers, None) or self.desk.streamed or self.house.forked
+        if not answered and c.step == ASKS and not self.ctx.streams:
+            self.desk.resumes = answered = True
+        self.ctx.end()
+        return not answered
+
+    cdef void lend(self, Conn* c, int loan) noexcept:
+        if not is_sole(<PyObject*>self.ctx):
+            self.ctx = RequestCtx.__new__(RequestCtx)
+        self.ctx.begin(c, &self.desk, loan)
+
+    cdef bint invoke(self, object function, object error) noexcept:
+        """Calls a handler or a hook in a fresh copy of the context that `start` was called in. True: it
+        said so, which only on_headers may, or it failed; either way the reply is there."""
         cdef PyObject* context = PyContext_Copy(<PyObject*>self.context)
         cdef object answer
+        cdef bint answered = False
         PyContext_Enter(context)
         try:
-            answer = PyObject_CallOneArg(self.handler, self.ctx)
+            answer = PyObject_CallOneArg(function, self.ctx) if error is None else function(self.ctx, error)
             if answer is not None:
-                raise TypeError(f"a handler returns None, not {type(answer).__name__}")
-        except BaseException:
-            self.failed()
+                if self.ctx.loan != LENT_HOOK or not isinstance(answer, bool):
+                    raise TypeError(f"a handler returns None, not {type(answer).__name__}")
+                answered = answer
+        except BaseException as raised:
+            answered = True
+            self.failed(raised)
         PyContext_Exit(context)
         c_decref(context)
+        return answered
 
-    cdef void failed(self) noexcept:
-        """500, and the traceback for the log; the connection goes on as its framing allows."""
+    cdef void failed(self, object error) noexcept:
+        """The reply to what a handler raised, and the traceback for the log. The connection goes on as
+        its framing allows; a reply that was under way, or a client that is gone, ends it."""
+        cdef Desk* d = &self.desk
+        cdef bint gone = isinstance(error, ClientGone)
         try:
-            self.ctx.error("Internal Server Error", 500)
-            log.exception("%s %s failed", self.ctx.method, self.ctx.path)
+            if d.streamed or gone and d.alone:
+                d.conn.aborted = d.conn.closing = True
+            elif isinstance(error, BadRequest):
+                self.ctx.error(str(error) or phrase_of(error.status), error.status)
+            else:
+                self.ctx.error("Internal Server Error", 500)
+            if not gone and not isinstance(error, BadRequest):
+                log.exception("%s %s failed", self.ctx.method, self.ctx.path)
         except BaseException:
             # A handler of `logging` that raises must not take the worker with it.
             pass
@@ -147,6 +213,11 @@ cdef class Worker:
             return True
         d.reactor = NULL
         return False
+
+
+cdef str phrase_of(int status):
+    cdef const char* phrase = status_of(status).phrase
+    return (<bytes>phrase).decode("ascii") if phrase is not NULL else str(status)
 
 
 cdef void drop_references(House* h) noexcept:
@@ -199,6 +270,9 @@ cdef class Core:
         self.context = _contextvars.copy_context()
         h.refs = 1
         h.gil = _gil_enabled()
+        h.hears_errors = config.error_handler is not None
+        h.logs_errors = config.log_all_errors
+        h.leave = (0 if config.default_date else OWN_DATE) | (0 if config.default_content_type else OWN_TYPE)
         h.signal_fd = -1
         h.cut_at = h.exit_at = NEVER
         h.max_workers = config.max_workers
@@ -388,7 +462,7 @@ cdef class Core:
         self.check()
         total = dict.fromkeys((
             "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
-            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "handoffs_blocked",
+            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "aborted", "handoffs_blocked",
             "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
@@ -404,6 +478,7 @@ cdef class Core:
             total["cut"] += load_u64(&s.cut)
             total["timed_out_idle"] += load_u64(&s.timed_out_idle)
             total["timed_out_write"] += load_u64(&s.timed_out_write)
+            total["aborted"] += load_u64(&s.aborted)
             total["handoffs_blocked"] += load_u64(&s.handoffs_blocked)
             total["handoffs_computing"] += load_u64(&s.handoffs_computing)
             total["handoffs_gil"] += load_u64(&s.handoffs_gil)
@@ -428,12 +503,20 @@ cdef int64_t ns(double seconds):
     return <int64_t>(seconds * 1e9)
 
 
+cdef uint32_t copy_text(char* to, str text):
+    cdef bytes raw = text.encode("ascii")
+    memcpy(to, PyBytes_AS_STRING(raw), <size_t>len(raw))
+    return <uint32_t>len(raw)
+
+
 cdef int fill_limits(Limits* lim, config) except -1:
     lim.head_size = config.read_buffer_size
     lim.target_size = config.max_target_size
     lim.fields = config.max_header_fields
     lim.input_room = config.read_buffer_size + INPUT_SLACK
     lim.body_size = config.max_request_body_size
+    lim.head_first = config.on_headers is not None or config.stream_request_body
+    lim.refused_size = copy_text(lim.refused, config.refused_methods)
     lim.concurrency = config.concurrency
     lim.max_queue = config.max_queue
     lim.requests_per_conn = config.max_requests_per_conn
@@ -503,6 +586,7 @@ cdef void close_descriptors(House* h) noexcept:
                 give_buffers(r, &r.slots.table[k])
                 c_close(r.slots.table[k].fd)
                 slot_give(&r.slots, &r.slots.table[k])
+                sub_u32(&h.connections, 1)
         for k in range(r.n_listeners):
             c_close(r.listeners[k].fd)
         r.n_listeners = 0
@@ -548,6 +632,8 @@ cdef int tell(House* h) except -1:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_QUEUE:
             log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_REFUSED:
+            log.info("a request was refused with %d %s", notes[i].value, phrase_of(<int>notes[i].value))
         elif notes[i].kind == NOTE_ACCEPT:
             log.warning("descriptors or kernel memory ran out: accepting again in %d ms", notes[i].value)
     return 0

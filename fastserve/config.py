@@ -1,7 +1,7 @@
 """The one list of limits: what each is, its unit, default and bounds, and what a client sees of it.
 
-Knows: names, values and how people write them. Never sees: a socket, a request or the core; it imports
-the standard library only. Invariant: a `Config` that exists is valid, by field and as a whole. The
+Knows: names, values and how people write them. Never sees: a socket, a request or the core.
+Invariant: a `Config` that exists is valid, by field and as a whole. The
 keyword arguments of `Server`, the command line, the environment and the README's table derive from it.
 """
 
@@ -13,13 +13,17 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
+from fastserve.errors import BadRequest
+
 __all__ = ["SPECS", "Config", "Spec", "env_values", "markdown_table", "option", "variable"]
 
 Kind = Literal["count", "duration", "size", "flag", "text", "hook"]
 
 DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for listeners, epoll sets and the program itself
 CONCURRENCY_MAX = 65_536
+METHODS_MAX = 200  # as in engine/limits.pxd
 
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _COUNT = re.compile(r"[0-9]{1,15}")
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)?")
 _DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)?")
@@ -201,6 +205,17 @@ class Config:
         none="none",
     )
 
+    on_headers: Callable[[Any], bool | None] | None = _setting(  # noqa: RUF009 - it returns dataclasses.field()
+        "hook", None, "", "replies", 0, 0,
+        meaning="called with the ctx when the head of a request is there and none of its body was read",
+        none="none",
+    )
+    error_handler: Callable[[Any, BadRequest], object] | None = _setting(  # noqa: RUF009 - as above
+        "hook", None, "", "replies", 0, 0,
+        meaning="called with a ctx and a BadRequest; words the reply to what the parser refuses",
+        none="the reason phrase as text",
+    )
+
     backlog: int = _setting(
         "count", 4096, "connections", "listening", 1, 65535,
         meaning="connections that the kernel completes ahead of accept; net.core.somaxconn caps it",
@@ -284,6 +299,15 @@ class Config:
         meaning="body of a request",
         client="413 and close",
     )
+    refused_methods: str = _setting(
+        "text", "CONNECT, TRACE", "characters", "limits", 0, METHODS_MAX,
+        meaning="methods that no handler sees, separated by commas",
+        client="405 with Allow and close",
+    )
+    stream_request_body: bool = _setting(
+        "flag", False, "", "limits", 0, 0,
+        meaning="call the handler when the head is there: it reads the body from `ctx.body_stream`",
+    )
     max_requests_per_conn: int = _setting(
         "count", 0, "requests", "limits", 0, 2**31 - 1,
         meaning="requests on one connection; 0 is off",
@@ -294,6 +318,18 @@ class Config:
         "text", "fastserve", "characters", "replies", 0, 200,
         meaning="value of the Server field; empty leaves it out",
         client="the Server field",
+    )
+    default_date: bool = _setting(
+        "flag", True, "", "replies", 0, 0,
+        meaning="send a Date field unless the handler sets one",
+    )
+    default_content_type: bool = _setting(
+        "flag", True, "", "replies", 0, 0,
+        meaning="send `text/plain; charset=utf-8` with a body unless the handler sets a type",
+    )
+    log_all_errors: bool = _setting(
+        "flag", False, "", "replies", 0, 0,
+        meaning="log each request that the parser refuses",
     )
     # fmt: on
 
@@ -306,6 +342,9 @@ class Config:
         if self.reactors is not None and self.workers <= self.reactors:
             least = self.reactors + 1
             raise ValueError(f"workers must be at least reactors + 1 = {least}, not {self.workers}")
+        methods = [name.strip() for name in self.refused_methods.split(",")] if self.refused_methods else []
+        if not all(_TOKEN.fullmatch(name) for name in methods):
+            raise ValueError(f"refused_methods must be methods separated by commas, not {self.refused_methods!r}")
         if self.max_workers is not None and self.max_workers < self.workers:
             raise ValueError(f"max_workers must be at least workers = {self.workers}, not {self.max_workers}")
 

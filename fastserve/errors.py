@@ -5,11 +5,33 @@ Invariant: every error that fastserve itself raises on purpose is a `FastserveEr
 wrong argument is the TypeError or ValueError that Python programmers expect.
 """
 
-__all__ = ["ContextExpired", "FastserveError", "MissingExtra", "ServerClosed", "StartError"]
+__all__ = ["BadRequest", "ClientGone", "ContextExpired", "FastserveError", "MissingExtra", "ServerClosed", "StartError"]
 
 
 class FastserveError(Exception):
     """The base of all errors below; never raised itself."""
+
+
+class BadRequest(FastserveError):
+    """The client is to blame: of everything that a handler may raise, this alone is not a 500.
+
+    The reply is `status` (400 unless given) with the message, or without one its reason phrase, as plain
+    text; nothing is logged. The server raises it itself when a body that a handler reads is malformed
+    (400), late (408) or too large (413), and gives one to `error_handler`.
+    """
+
+    def __init__(self, message: str = "", status: int = 400) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"the status of an error lies in 400..599, not {status}")
+        super().__init__(message)
+        self.status = status
+
+
+class ClientGone(FastserveError, ConnectionError):
+    """The client went away, or read or sent too slowly, while a handler streamed to it or read from it.
+
+    A handler that lets it pass ends its connection; nothing is logged.
+    """
 
 
 class ContextExpired(FastserveError, RuntimeError):

@@ -27,7 +27,7 @@ from fastserve.config import Config
 from fastserve.errors import ServerClosed, StartError
 
 try:
-    from fastserve._core import Core, Headers, RequestCtx
+    from fastserve._core import BodyStream, Core, Headers, ReplyStream, RequestCtx
 except ModuleNotFoundError as error:
     if error.name != "fastserve._core":
         raise
@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
         "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
     ) from None
 
-__all__ = ["Handler", "Headers", "RequestCtx", "Server"]
+__all__ = ["BodyStream", "Handler", "Headers", "ReplyStream", "RequestCtx", "Server"]
 
 _log = logging.getLogger("fastserve.error")
 

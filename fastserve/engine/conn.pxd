@@ -29,6 +29,13 @@ cdef enum:                  # what a connection is in the middle of
     WRITING = 6             # a reply that the socket would not take whole
     LINGER = 7              # our end is sent: reading and throwing away, then closing
 
+cdef enum:                  # which part of a request the next call is for
+    WHOLE = 0               # the whole of it
+    ASKS = 1                # the head alone: the body is on the wire, and nobody has said yet who reads it
+    STREAMS = 2             # the head: the handler reads the body
+    TOLD = 3                # the whole, and the hook has seen its head
+    REFUSED = 4             # what the parser refused: the error handler may word the reply
+
 cdef enum:                  # why bytes of `Large` are still held
     NO_LARGE = 0
     LARGE_OBJECT = 1        # a Python object owns them: dropped when the GIL is held
@@ -77,9 +84,17 @@ cdef struct Conn:
     uint8_t in_place        # the body lies in `input`, behind the head
     uint8_t slow            # its last handler ran off lease and was seen to block
     uint8_t credit          # requests that may still go to the front of the queue
+    uint8_t step            # which part of the request the next call is for
+    uint8_t resumes         # it comes home without a reply, for its body to be received
+    uint8_t aborted         # its reply broke off: reset, so that the client does not take it for the whole
+    uint8_t continued       # some of the body has come, or 100 was said
+    uint16_t refused        # REFUSED: the status
+    uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
     uint16_t last_status    # of the reply of a handler that ran off lease
     uint32_t requests       # so far, the current one included
     uint32_t consumed       # bytes of `input` from `start` that the current request takes
+    int64_t body_limit      # of the current request, once its head is there
+    int64_t body_left       # ASKS, STREAMS, without chunked coding: bytes that nobody has taken yet
     uint32_t discarded      # while lingering
     Conn* next_ready        # ready list; free list; inbox
     Conn* next_dirty

@@ -8,6 +8,9 @@ sizes are bytes, 0 means "off" where Config allows it.
 
 from libc.stdint cimport int64_t, uint32_t
 
+cdef enum:
+    METHODS_MAX = 200               # bytes of a list of them
+
 cdef struct Limits:
     # the head
     uint32_t head_size              # request line + fields + empty line; beyond: 431
@@ -16,6 +19,7 @@ cdef struct Limits:
     uint32_t input_room             # bytes of an input block: the longest head and some body
     # the body
     int64_t body_size               # beyond: 413
+    bint head_first                 # a request with a body is handed over when its head is there
     # the pool and the queue
     uint32_t concurrency            # connections of the whole server; beyond: 503
     uint32_t max_queue              # requests that wait for a worker; beyond: 503
@@ -28,6 +32,10 @@ cdef struct Limits:
     int64_t queue_timeout           # a ready request that no worker took; 503
     int64_t min_body_rate           # bytes a second, after RATE_GRACE
     int64_t min_write_rate          # the same for replies
+
+    # methods that the server answers with 405, as a list of tokens
+    uint32_t refused_size
+    char refused[METHODS_MAX]
 
 cdef enum:
     METHOD_MAX = 32                 # bytes of a method

@@ -6,7 +6,7 @@ direction is finished for good, by the peer's end or by an error; EINTR never sh
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EMFILE, ENFILE, errno
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from fastserve.engine.poll cimport poll_remove
@@ -23,13 +23,23 @@ cdef extern from "<sys/socket.h>" nogil:
         iovec* msg_iov
         size_t msg_iovlen
     int AF_INET, AF_INET6, AF_UNIX, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
-    int IPPROTO_TCP, SOL_SOCKET
+    int IPPROTO_TCP, SOL_SOCKET, SO_LINGER
+    struct c_linger "linger":
+        int l_onoff
+        int l_linger
     int accept4(int fd, sockaddr* addr, socklen_t* size, int flags) noexcept
     ssize_t c_recv "recv"(int fd, void* data, size_t size, int flags) noexcept
     ssize_t c_sendmsg "sendmsg"(int fd, const msghdr* message, int flags) noexcept
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags) noexcept
     int c_shutdown "shutdown"(int fd, int how) noexcept
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+    short POLLIN, POLLOUT
+    int c_poll "poll"(pollfd* fds, unsigned long n, int timeout) noexcept
 
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY
@@ -125,6 +135,22 @@ cdef inline void net_end(int fd) noexcept nogil:
 cdef inline void net_cut(int fd) noexcept nogil:
     """Both directions end now; the descriptor stays its owner's to close."""
     c_shutdown(fd, SHUT_RDWR)
+
+
+cdef inline void net_break(int fd) noexcept nogil:
+    """The close that follows resets the connection: the peer must not take what it has for the whole."""
+    cdef c_linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+
+
+cdef inline void net_wait(int fd, short events, int64_t ns) noexcept nogil:
+    """By a thread that owns the connection and nothing else: until it is ready, or for so long, or less."""
+    cdef pollfd p
+    p.fd = fd
+    p.events = events
+    c_poll(&p, 1, <int>(ns // 1_000_000 + 1) if ns > 0 else 0)
 
 
 cdef inline void net_close(int epoll, int fd) noexcept nogil:

@@ -53,7 +53,8 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_CONCURRENCY = 0
     NOTE_QUEUE = 1
     NOTE_ACCEPT = 2
-    NOTE_KINDS = 3
+    NOTE_REFUSED = 3            # each of them, when asked for
+    NOTE_KINDS = 4
 
 
 cdef struct Stats:
@@ -65,6 +66,7 @@ cdef struct Stats:
     uint64_t cut                # connections that shutdown ended in the middle of a request
     uint64_t timed_out_idle
     uint64_t timed_out_write
+    uint64_t aborted            # streamed replies that broke off
     uint64_t handoffs_blocked
     uint64_t handoffs_computing
     uint64_t handoffs_gil
@@ -117,6 +119,9 @@ cdef struct House:
     Reactor* reactors
     uint32_t n_reactors
     bint gil                    # Python's threads take turns
+    bint hears_errors           # there is an error handler
+    bint logs_errors            # each refusal is a note
+    uint8_t leave               # the default fields that no reply has: as `set` in Reply
     uint32_t refs               # atomic: those inside, and the server object; the last one frees
     uint32_t inside             # atomic: workers, the keeper, the watchers; the last one closes
     uint32_t connections        # atomic
@@ -270,10 +275,11 @@ cdef inline void wake_keeper(House* h) noexcept nogil:
 
 
 cdef inline void note(House* h, uint32_t kind, int64_t value) noexcept nogil:
-    """Something for the log, at most once a minute for each kind; never blocks for long, may be lost."""
+    """Something for the log, at most once a minute for each kind but NOTE_REFUSED; never blocks for long,
+    may be lost."""
     cdef int64_t now = now_ns()
     lock_word(&h.lock)
-    if h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
+    if kind != NOTE_REFUSED and h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
         unlock_word(&h.lock)
         return
     h.noted[kind] = now

@@ -32,9 +32,16 @@ cdef enum:
     NAME_MAX = 256              # of the Server field's value
     REPLY_HEAD_ROOM = 512 + NAME_MAX
 
-cdef enum:                      # what `set` in Reply says the handler brought itself
-    OWN_DATE = 1
+cdef enum:                      # `set` in Reply: defaults that are not written, because the handler brings its
+    OWN_DATE = 1                # own or wants none
     OWN_SERVER = 2
+    OWN_TYPE = 4
+    NO_LENGTH = 8               # then the end of the connection is the end of the body
+
+cdef enum:                      # `framing` in Reply: how the end of its body is known
+    SIZED = 0                   # Content-Length
+    CHUNKED = 1
+    UNTIL_CLOSE = 2
 
 
 cdef struct Scribe:
@@ -49,6 +56,7 @@ cdef struct Reply:
     # What a handler has said so far. Memory is the ctx's; nothing here is the connection's.
     int status
     uint8_t set
+    uint8_t framing
     uint8_t close               # the handler wants the connection closed
     const char* type            # value of Content-Type; size 0: the default, or none without a body
     uint32_t type_size
@@ -114,20 +122,31 @@ cdef inline void scribe_date(Scribe* s, int64_t second) noexcept nogil:
     s.size = <uint32_t>(p - s.text)
 
 
+cdef inline char* put_status(char* to, int status) noexcept nogil:
+    """The status line. A phrase may be empty, the space before it may not (RFC 9112, section 4)."""
+    cdef const Status* known = status_of(status)
+    if known.line is not NULL:
+        return put(to, known.line, known.line_size)
+    return put(put_number(put(to, b"HTTP/1.1 ", 9), <uint64_t>status), b" \r\n", 3)
+
+
+cdef inline char* put_interim(char* to, int status, const char* fields, size_t size) noexcept nogil:
+    """An interim reply (RFC 9110, section 15.2): nothing but its line and `size` bytes of field lines."""
+    to = put_status(to, status)
+    if size:
+        to = put(to, fields, size)
+    return put(to, b"\r\n", 2)
+
+
 cdef inline bint status_has_body(int status) noexcept nogil:
     return status >= 200 and status != 204 and status != 205 and status != 304
 
 
 cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint close, bint alive_10) noexcept nogil:
-    """The head of a final reply with a body of known length. `alive_10` says keep-alive aloud to a
+    """The head of a final reply. `alive_10` says keep-alive aloud to a
     client of HTTP/1.0, which would otherwise take the end of the reply for the end of the connection."""
-    cdef const Status* known = status_of(r.status)
-    if known.line is not NULL:
-        to = put(to, known.line, known.line_size)
-    else:
-        # The phrase may be empty, the space before it may not (RFC 9112, section 4).
-        to = put(put_number(put(to, b"HTTP/1.1 ", 9), <uint64_t>r.status), b" \r\n", 3)
-    if r.set == 0:
+    to = put_status(to, r.status)
+    if not r.set & (OWN_DATE | OWN_SERVER):
         to = put(to, s.text, s.size)
     else:
         if not r.set & OWN_SERVER:
@@ -136,9 +155,12 @@ cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint clo
             to = put(to, s.text + s.server_size, s.size - s.server_size)
     if r.type_size:
         to = put(put(put(to, b"Content-Type: ", 14), r.type, r.type_size), b"\r\n", 2)
-    elif r.body_size:
+    elif (r.body_size or r.framing) and not r.set & OWN_TYPE:
         to = put(to, b"Content-Type: text/plain; charset=utf-8\r\n", 41)
-    if status_has_body(r.status):
+    if r.framing != SIZED:
+        if r.framing == CHUNKED:
+            to = put(to, b"Transfer-Encoding: chunked\r\n", 28)
+    elif status_has_body(r.status) and not r.set & NO_LENGTH:
         to = put(put_number(put(to, b"Content-Length: ", 16), r.body_size), b"\r\n", 2)
     elif r.status == 205:
         # It says itself that nothing follows (RFC 9110, section 15.3.6).
@@ -152,11 +174,44 @@ cdef inline char* reply_head(char* to, const Reply* r, const Scribe* s, bint clo
     return put(to, b"\r\n", 2)
 
 
-cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const Scribe* s, bint close,
-                               bint alive_10, bint body) noexcept nogil:
+# Chunks (RFC 9112, section 7.1): one whose size is not known yet is opened, filled and closed in place.
+
+cdef enum:
+    CHUNK_HEAD = 6                  # four hex digits and CRLF
+
+cdef inline void put_hex(char* to, uint64_t n, uint32_t digits) noexcept nogil:
+    while digits:
+        digits -= 1
+        to[digits] = (<const char*>b"0123456789abcdef")[n & 15]
+        n >>= 4
+
+
+cdef inline char* chunk_close(char* head, char* end) noexcept nogil:
+    """The chunk that begins at `head` with CHUNK_HEAD bytes left free ends here; an empty one vanishes,
+    because it would be the last."""
+    cdef size_t size = <size_t>(end - head) - CHUNK_HEAD
+    if size == 0:
+        return head
+    put_hex(head, size, 4)
+    put(head + 4, b"\r\n", 2)
+    return put(end, b"\r\n", 2)
+
+
+cdef inline char* put_chunk_head(char* to, uint64_t size) noexcept nogil:
+    """Of a chunk whose bytes follow from elsewhere, and behind them CRLF. At most 18 bytes."""
+    cdef uint32_t digits = 1
+    while size >> (4 * digits):
+        digits += 1
+    put_hex(to, size, digits)
+    return put(to + digits, b"\r\n", 2)
+
+
+cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const Scribe* s, uint8_t leave,
+                               bint close, bint alive_10, bint body) noexcept nogil:
     """A whole reply of the server's own: the reason phrase as text. `retry_after` in seconds, 0: not
-    said (RFC 9110, section 10.2.3). `body` is False in answer to HEAD. At most 2 * REPLY_HEAD_ROOM."""
-    cdef char more[48]
+    said (RFC 9110, section 10.2.3). `leave`: as `set` in Reply. `body` is False in answer to HEAD. At
+    most 2 * REPLY_HEAD_ROOM."""
+    cdef char more[80]
     cdef char* p = more
     cdef char* at
     cdef Reply r
@@ -164,7 +219,11 @@ cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const
     memset(&r, 0, sizeof(r))
     if retry_after:
         p = put(put_number(put(p, b"Retry-After: ", 13), retry_after), b"\r\n", 2)
+    if status == 405:
+        # What the server itself refuses; what a resource allows, its handler says (RFC 9110, section 10.2.1).
+        p = put(p, b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n", 53)
     r.status = status
+    r.set = leave & (OWN_DATE | OWN_SERVER)
     r.fields = more
     r.fields_size = <uint32_t>(p - more)
     r.body = known.phrase

@@ -323,8 +323,10 @@ def each_case(server: Running, stems: list[str], check: Callable[[Wire, dict[str
     assert not problems, "\n".join(problems)
 
 
-def test_cases_of_heads(server: Running) -> None:
+def test_cases_of_heads(serve: Serve) -> None:
     """What the parser says of a head is what the client is told."""
+    server = serve(hello, refused_methods="")
+
     def check(wire: Wire, case: dict[str, Any]) -> None:
         wire.send(case["bytes"]).half_close()
         if case["verdict"] == "more":

@@ -51,6 +51,8 @@ def test_defaults() -> None:
         "max_idle_worker_duration": 10,
         "reactors": None,
         "on_worker_start": None,
+        "on_headers": None,
+        "error_handler": None,
         "backlog": 4096,
         "reuse_port": False,
         "concurrency": None,
@@ -68,7 +70,12 @@ def test_defaults() -> None:
         "max_header_fields": 100,
         "max_request_body_size": 4194304,
         "max_requests_per_conn": 0,
+        "refused_methods": "CONNECT, TRACE",
+        "stream_request_body": False,
         "name": "fastserve",
+        "default_date": True,
+        "default_content_type": True,
+        "log_all_errors": False,
     }
 
 
@@ -172,13 +179,21 @@ def test_no_fewer_max_workers_than_workers() -> None:
         Config(max_workers=63)
 
 
+def test_refused_methods_are_tokens_between_commas() -> None:
+    assert Config(refused_methods="").refused_methods == ""
+    assert Config(refused_methods="PUT,M-SEARCH , X").refused_methods == "PUT,M-SEARCH , X"
+    for wrong in ("GET POST", ",", "GET,,PUT", "G/T", "X" * 33):
+        with pytest.raises(ValueError, match=r"^refused_methods must be methods separated by commas, not "):
+            Config(refused_methods=wrong)
+
+
 # --- what is chosen at start ---
 
 
-def test_resolved_leaves_no_none_but_the_hook(cores: Callable[[int, bool], None]) -> None:
+def test_resolved_leaves_no_none_but_the_hooks(cores: Callable[[int, bool], None]) -> None:
     cores(8, True)
     settled = Config(workers=7).resolved()
-    assert [n for n in SPECS if getattr(settled, n) is None] == ["on_worker_start"]
+    assert [n for n in SPECS if getattr(settled, n) is None] == ["on_worker_start", "on_headers", "error_handler"]
     assert (settled.max_workers, settled.reactors) == (7, 1)
 
 
