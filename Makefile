@@ -35,6 +35,7 @@ bench:
 	$(PYTHON) bench/run.py
 
 annotate:
+	mkdir -p build
 	cython -3 -a -o build/annotated.c -I . fastserve/_core.pyx
 
 clean:

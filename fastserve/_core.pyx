@@ -51,7 +51,7 @@ from fastserve.engine.pool cimport (
 )
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
+    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
     give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty, note, pthread_t,
     time_by, time_idle, undirty, wake_keeper,
 )
@@ -66,7 +66,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sched.h>" nogil:
     int sched_yield() noexcept
 cdef extern from "<signal.h>" nogil:
-    int SIGINT, SIGTERM
+    int SIGINT, SIGTERM, SIGUSR1
 
 cdef enum:                          # how much at a time
     EVENTS = 256                    # connections of one turn
@@ -94,6 +94,7 @@ cdef enum:                          # nanoseconds
     RATE_LOOK = 5_000_000_000       # a rate is measured over this long
     SECOND = 1_000_000_000
     LINGER_TIME = 2_000_000_000
+    LINGER_DRAIN = 200_000_000      # the same while the server stops: clients are told to close, and most do
     ACCEPT_PAUSE_MIN = 5_000_000    # the essay's back-off: 5 ms, doubled up to 1 s
     ACCEPT_PAUSE_MAX = 1_000_000_000
     EXIT_PATIENCE = 5_000_000_000   # after a drain begun by a signal the main thread has this long to come back
@@ -881,7 +882,7 @@ cdef void linger(Reactor* r, Conn* c) noexcept nogil:
     give_buffers(r, c)
     net_end(c.fd)
     arm(r, c, EPOLLIN)
-    time_by(r, c, BY_LINGER, r.now + LINGER_TIME)
+    time_by(r, c, BY_LINGER, r.now + (LINGER_DRAIN if r.draining else LINGER_TIME))
 
 
 cdef void discard(Reactor* r, Conn* c) noexcept nogil:
@@ -1006,6 +1007,8 @@ cdef void hear_signals(House* h) noexcept nogil:
                 _exit(128 + SIGINT)
             store_u32(&h.last_signal, numbers[i])
             begin_drain(h, h.shutdown_timeout)
+        elif numbers[i] == SIGUSR1:
+            note(h, NOTE_STACKS, 0)
     ring(h)
 
 
@@ -1092,6 +1095,9 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
     cdef uint32_t why
     if d.home is not NULL:
         finish_alone(d)
+    if idle >= 0 and d.reactor is not NULL and d.reactor.ready.size == 0 and lease_pass(&d.reactor.lease, &h.crew):
+        # A spare worker that has done what it was needed for parks, so that it can retire.
+        d.reactor = NULL
     while True:
         if d.reactor is NULL:
             why = crew_park(&h.crew, d.mate, idle)
@@ -1110,7 +1116,6 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
             lease_give_up(&d.reactor.lease)
             d.reactor = NULL
         elif idle >= 0 and lease_pass(&d.reactor.lease, &h.crew):
-            # A spare worker with nothing to do parks, so that it can retire.
             d.reactor = NULL
 
 

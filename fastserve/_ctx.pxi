@@ -4,6 +4,8 @@
 # reactor, the lease, a descriptor. Invariant: `conn` is set for exactly one call of a handler; every
 # accessor looks at it first, inside the object's critical section (which is nothing where a GIL is),
 # so that late use, from any thread, raises ContextExpired and touches no memory of another request.
+# Between that look and the last use of what `conn` leads to nothing is made that the garbage collector
+# knows (before Python 3.12 it may run at any such moment, let the GIL go, and the call may be over).
 # What an accessor returns is the caller's own: bytes and str, never a view of a buffer.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -457,12 +459,13 @@ cdef class RequestCtx:
     def status(self, code):
         if not isinstance(code, int):
             raise TypeError(f"status must be an int, not {type(code).__name__}")
-        cdef long long number = code
+        # The number itself, not what a subclass says of it.
+        cdef object number = int.__index__(code)
         if not 200 <= number <= 599:
             raise ValueError(f"status must lie in 200..599, not {number}")
         with cython.critical_section(self):
             self.check_open()
-            self.reply.status = <int>number
+            self.reply.status = number
 
     @property
     def content_type(self) -> str:
@@ -472,7 +475,8 @@ cdef class RequestCtx:
             return self.type_object if self.reply.type_size else DEFAULT_TYPE
 
     @content_type.setter
-    def content_type(self, str value not None):
+    def content_type(self, value):
+        value = as_text(value)
         with cython.critical_section(self):
             self.check_open()
             if value is not self.type_object:
@@ -515,34 +519,36 @@ cdef class RequestCtx:
             else:
                 buffer_put(&self.body_buffer, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), BUFFER_FIRST)
 
-    def set_header(self, str name not None, str value not None) -> None:
+    def set_header(self, name: str, value: str) -> None:
         """Sets a field, in place of any of that name. ValueError for a name or value that RFC 9110,
         section 5.5 does not allow, for what belongs to the server (Content-Length and the like), and
         when all fields together pass 7 KiB."""
         with cython.critical_section(self):
             self.check_open()
+            name, value = as_text(name), as_text(value)
             lower = check_name(name)
             if not self.special(lower, value):
                 check_value(name, value)
                 self.remove(lower)
                 self.append(lower, name, value)
 
-    def add_header(self, str name not None, str value not None) -> None:
+    def add_header(self, name: str, value: str) -> None:
         """Adds a field beside others of its name (Set-Cookie, Link, Vary ...). ValueError as set_header."""
         with cython.critical_section(self):
             self.check_open()
+            name, value = as_text(name), as_text(value)
             lower = check_name(name)
             if not self.special(lower, value):
                 check_value(name, value)
                 self.append(lower, name, value)
 
-    def del_header(self, str name not None) -> None:
+    def del_header(self, name: str) -> None:
         """The reply has no field of that name, neither one that was set nor, of Date, Server, Content-Type
         and Content-Length, the one that it would have by default. Without Content-Length the end of the
         connection is the end of the body."""
         with cython.critical_section(self):
             self.check_open()
-            lower = check_name(name)
+            lower = check_name(as_text(name))
             if lower == "content-type":
                 self.reply.type_size = 0
                 self.reply.set |= OWN_TYPE
@@ -611,13 +617,14 @@ cdef class RequestCtx:
         self.check_open()
         stream_reply(self, source, length)
 
-    def add_trailer(self, str name not None, str value not None) -> None:
+    def add_trailer(self, name: str, value: str) -> None:
         """A field behind the body of a chunked reply (RFC 9110, section 6.5), until the end of `stream`;
         what is added before that is announced in Trailer. A reply that is not chunked drops it. ValueError
         as `add_header`, and for fields that nobody may believe there."""
         cdef bytes line
         with cython.critical_section(self):
             self.check()
+            name, value = as_text(name), as_text(value)
             lower = check_name(name)
             check_value(name, value)
             if unfit_trailer(lower.encode("ascii"), <uint32_t>len(lower)) or lower in NO_TRAILERS:
@@ -625,6 +632,7 @@ cdef class RequestCtx:
             line = f"{name}: {value}\r\n".encode("latin-1")
             if self.trailer_fields.size + len(line) > TRAILER_MAX:
                 raise ValueError(f"the trailers of a reply are limited to {TRAILER_MAX} bytes")
+            self.check()
             buffer_put(&self.trailer_fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
 
     cdef int announce_trailers(self) except -1:
@@ -679,6 +687,7 @@ cdef class RequestCtx:
         cdef bytes line = f"{name}: {value}\r\n".encode("latin-1")
         if self.fields.size + len(line) > RESPONSE_HEAD_MAX - TYPE_MAX:
             raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
+        self.check()
         buffer_put(&self.fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
         if lower == "date":
             self.reply.set |= OWN_DATE
@@ -697,6 +706,7 @@ cdef class RequestCtx:
         start = lower.encode("ascii") + b":"
         lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
         kept = b"".join([line for line in lines.splitlines(True) if not line.lower().startswith(start)])
+        self.check()
         self.fields.size = 0
         return buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
 
@@ -709,6 +719,15 @@ cdef bytes as_bytes(object data):
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     raise TypeError(f"a body is bytes or str, not {type(data).__name__}")
+
+
+cdef str as_text(object text):
+    """Also of a subclass, such as a StrEnum, which may say what it likes of itself: the str."""
+    if type(text) is str:
+        return text
+    if isinstance(text, str):
+        return str.__str__(text)
+    raise TypeError(f"expected str, not {type(text).__name__}")
 
 
 cdef str check_name(str name):
@@ -795,9 +814,9 @@ cdef class Headers:
     def __reduce__(self):
         raise TypeError("Headers belong to a RequestCtx")
 
-    cdef list find(self, str name, bint all):
+    cdef list find(self, object name, bint all):
         cdef RequestCtx ctx = self.ctx
-        cdef bytes lower = name.lower().encode("latin-1", "replace")
+        cdef bytes lower = as_text(name).lower().encode("latin-1", "replace")
         cdef const char* wanted = PyBytes_AS_STRING(lower)
         cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(lower), i
         cdef Field* f
@@ -812,12 +831,12 @@ cdef class Headers:
                         break
         return found
 
-    def get(self, str name not None, default=None):
+    def get(self, name: str, default=None):
         """The first value of `name`, or `default`."""
         found = self.find(name, False)
         return found[0] if found else default
 
-    def getall(self, str name not None) -> list[str]:
+    def getall(self, name: str) -> list[str]:
         """Every value of `name`, in wire order."""
         return self.find(name, True)
 
@@ -825,12 +844,15 @@ cdef class Headers:
         """Pairs in wire order, names as sent."""
         cdef RequestCtx ctx = self.ctx
         cdef uint32_t i
-        pairs = []
+        cdef list texts = []
+        # A str is nothing to the garbage collector; the pairs, which may set it off, come when the buffer
+        # is not looked at any more.
         with cython.critical_section(ctx):
             ctx.check()
             for i in range(ctx.head.n_fields):
-                pairs.append((ctx.text(ctx.head.fields[i].name), ctx.text(ctx.head.fields[i].value)))
-        return pairs
+                texts.append(ctx.text(ctx.head.fields[i].name))
+                texts.append(ctx.text(ctx.head.fields[i].value))
+        return list(zip(texts[::2], texts[1::2]))
 
     def keys(self) -> list[str]:
         """Names in wire order, as sent; a name that was sent twice stands twice."""
@@ -840,7 +862,7 @@ cdef class Headers:
         """Values in wire order."""
         return [value for _, value in self.items()]
 
-    def __getitem__(self, str name not None) -> str:
+    def __getitem__(self, name: str) -> str:
         found = self.find(name, False)
         if not found:
             raise KeyError(name)

@@ -518,7 +518,8 @@ cdef int fill_limits(Limits* lim, config) except -1:
     lim.head_first = config.on_headers is not None or config.stream_request_body
     lim.refused_size = copy_text(lim.refused, config.refused_methods)
     lim.concurrency = config.concurrency
-    lim.max_queue = config.max_queue
+    # Each reactor has its share of it.
+    lim.max_queue = max(1, config.max_queue // config.reactors)
     lim.requests_per_conn = config.max_requests_per_conn
     lim.header_timeout = ns(config.header_timeout)
     lim.body_timeout = ns(config.body_timeout)
@@ -632,11 +633,25 @@ cdef int tell(House* h) except -1:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_QUEUE:
             log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_STACKS:
+            log.warning("what each thread is at:\n%s", stacks())
         elif notes[i].kind == NOTE_REFUSED:
             log.info("a request was refused with %d %s", notes[i].value, phrase_of(<int>notes[i].value))
         elif notes[i].kind == NOTE_ACCEPT:
             log.warning("descriptors or kernel memory ran out: accepting again in %d ms", notes[i].value)
     return 0
+
+
+cdef str stacks():
+    """The Python stack of every thread, as a traceback shows it."""
+    import sys
+    import threading
+    import traceback
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    told = []
+    for ident, frame in sys._current_frames().items():
+        told.append(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
+    return "\n".join(told)
 
 
 def _gil_enabled() -> bool:

@@ -10,6 +10,7 @@ interrupted before it listened (by a second Ctrl-C also after that, from the cor
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for bind in binds:
             parse_bind(bind)
+        if target is not None and _TARGET.fullmatch(target) is None:
+            raise ValueError(f"{target!r} is not of the form module:handler, such as app:handler")
         config = Config.from_env(os.environ, **given)
     except ValueError as error:
         parser.error(str(error))
@@ -109,7 +112,8 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
         raise _CannotStart(error) from None
 
     def announce(server: "Server") -> None:
-        print(_start_lines(server.addresses, settled), file=sys.stderr)
+        with contextlib.suppress(OSError):  # a stderr that is full or closed stops nobody from serving
+            print(_start_lines(server.addresses, settled), file=sys.stderr, flush=True)
 
     try:
         server = Server(handler, **{field.name: getattr(settled, field.name) for field in fields(settled)})
@@ -137,8 +141,7 @@ def _load(target: str | None) -> Handler:
     if target is None:
         return welcome.handler
     match = _TARGET.fullmatch(target)
-    if match is None:
-        raise _CannotStart(f"{target!r} is not of the form module:handler, such as app:handler")
+    assert match, "main has looked"
     module_name, attribute = match[1], match[2] or "handler"
     if module_name.endswith(".py"):
         raise _CannotStart(f"{target!r} names a file; write {module_name.removesuffix('.py')}:{attribute}")

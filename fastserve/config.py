@@ -223,7 +223,8 @@ class Config:
     )
     reuse_port: bool = _setting(
         "flag", False, "", "listening", 0, 0,
-        meaning="share TCP ports with other processes that ask for it too",
+        meaning="share TCP ports with other processes that ask for it too; with several reactors the kernel lets "
+                "those of the same user in even when this server does not ask",
     )
 
     concurrency: int | None = _setting(
@@ -234,7 +235,7 @@ class Config:
     )
     max_queue: int = _setting(
         "count", 1024, "requests", "overload", 1, 1_048_576,
-        meaning="requests that wait for a worker",
+        meaning="requests that wait for a worker; each reactor has an equal share, 1 at least",
         client="503 with Retry-After",
     )
     queue_timeout: float = _setting(

@@ -8,7 +8,9 @@ joined before the interpreter goes, whoever forgot to call `shutdown`.
 
 import atexit
 import contextlib
+import errno
 import inspect
+import itertools
 import logging
 import os
 import queue
@@ -40,6 +42,9 @@ __all__ = ["BodyStream", "Handler", "Headers", "ReplyStream", "RequestCtx", "Ser
 _log = logging.getLogger("fastserve.error")
 
 Handler = Callable[[RequestCtx], None]
+
+PORT_TRIES = 16
+"""Ports that are tried for a name with several addresses when the kernel is to choose one."""
 
 WORKER_EXIT = 0.5
 """Seconds that `shutdown` waits for the threads of parked workers to end."""
@@ -94,7 +99,10 @@ class Server:
             raise StartError("this server was started before: make a new one")
         _refuse_patched_threads()
         self._config = self._config.resolved()
-        core = Core(self._handler, self._config)
+        try:
+            core = Core(self._handler, self._config)
+        except (OSError, MemoryError) as error:
+            raise StartError(f"cannot make {self._config.reactors} reactors: {error}") from error
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_socket_files)
             undo.callback(core.abandon)
@@ -106,15 +114,19 @@ class Server:
         self._core = core
         if signals is not None:
             core.hear(signals)
-        core.start()
-        _running.add(self)
         workers, places = self._config.workers, self._config.max_workers or self._config.workers
         self._free_places = list(range(places - 1, workers - 1, -1))
-        for index in range(workers):
-            self._start_worker(index, spare=False)
-        keeper = threading.Thread(target=core.keep, args=(self._grow,), name="fastserve-keeper", daemon=True)
-        keeper.start()
-        self._threads.append(keeper)
+        _running.add(self)
+        try:
+            core.start()
+            for index in range(workers):
+                self._start_worker(index, spare=False)
+            keeper = threading.Thread(target=core.keep, args=(self._grow,), name="fastserve-keeper", daemon=True)
+            keeper.start()
+            self._threads.append(keeper)
+        except (OSError, RuntimeError) as error:  # no thread is to be had
+            self.shutdown(0)
+            raise StartError(f"cannot start {workers} workers: {error}") from error
         for _ in range(workers if self._config.on_worker_start is not None else 0):
             error = self._ready.get()
             if error is not None:
@@ -125,7 +137,8 @@ class Server:
         """Listens and blocks until INT or TERM, or `shutdown` from another thread.
 
         In the main thread a first INT or TERM drains within `shutdown_timeout`, a second INT ends the
-        process at once with status 130, both even while every handler hangs. The handlers that were
+        process at once with status 130, both even while every handler hangs; USR1 logs the Python stack
+        of every thread. The handlers that were
         installed before come back at the end. `ready(server)` is called once when listening. True:
         nothing was cut off.
         """
@@ -145,9 +158,13 @@ class Server:
         `shutdown_timeout`), cuts the rest. True: nothing was cut off. Callable from any thread, and
         again: a later call may only bring the end nearer. RuntimeError inside a handler, which would
         wait for itself."""
-        core = self._running_core()
         if threading.current_thread() in self._threads:
             raise RuntimeError("a handler cannot wait for the end of its own server")
+        return self._stop(timeout, None)
+
+    def _stop(self, timeout: float | None, leave_at: float | None) -> bool:
+        """`leave_at`: until when the threads of workers are waited for, on the monotonic clock."""
+        core = self._running_core()
         core.drain(self._config.shutdown_timeout if timeout is None else timeout)
         clean = core.wait()
         with self._lock:
@@ -155,9 +172,9 @@ class Server:
                 core.close()
                 self._clean = clean
                 self._remove_socket_files()
-        deadline = time.monotonic() + WORKER_EXIT
+        leave_at = time.monotonic() + WORKER_EXIT if leave_at is None else leave_at
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, leave_at - time.monotonic()))
         _running.discard(self)
         return self._clean
 
@@ -225,16 +242,34 @@ class Server:
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             elif bind.kind == "fd":
                 first = socket.socket(fileno=os.dup(bind.fd))
-                if not first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                if first.type != socket.SOCK_STREAM or not first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     first.close()
-                    raise StartError(f"cannot listen on {bind}: the descriptor is no listening socket")
+                    raise StartError(f"cannot listen on {bind}: the descriptor is no listening stream socket")
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             else:
-                for family, address in _resolve(bind):
-                    yield self._listen_tcp(family, address, count), False
+                for sockets in self._listen_name(bind, count):
+                    yield sockets, False
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StartError(f"cannot listen on {bind}: {reason}") from error
+
+    def _listen_name(self, bind: Bind, count: int) -> list[list[socket.socket]]:
+        """All addresses of a name on one port. When the kernel is to choose it, it chooses for the first
+        address; where another has it taken by somebody else, all is tried again."""
+        addresses = _resolve(bind)
+        for tries_left in reversed(range(PORT_TRIES)):
+            port, made = bind.port, list[list[socket.socket]]()
+            try:
+                for family, (host, _, *scope) in addresses:
+                    made.append(self._listen_tcp(family, (host, port, *scope), count))
+                    port = made[0][0].getsockname()[1]
+                return made
+            except OSError as error:
+                for s in itertools.chain(*made):
+                    s.close()
+                if not (made and bind.port == 0 and error.errno == errno.EADDRINUSE and tries_left):
+                    raise
+        raise AssertionError("the last try has raised")
 
     def _listen_tcp(self, family: int, address: Any, count: int) -> list[socket.socket]:
         """The first socket binds alone, so that a taken port is an error; only then may siblings join it."""
@@ -310,7 +345,7 @@ class Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[int | None]:
-        """In the main thread: INT and TERM reach the core through a descriptor that Python's C-level
+        """In the main thread: INT, TERM and USR1 reach the core through a descriptor that Python's C-level
         signal handler writes to, so that they work while Python is stuck."""
         if threading.current_thread() is not threading.main_thread():
             yield None
@@ -318,7 +353,8 @@ class Server:
         reader, writer = socket.socketpair()
         reader.setblocking(False)
         writer.setblocking(False)
-        before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}
+        heard = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+        before = {n: signal.signal(n, lambda *_: None) for n in heard}
         descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
         def restore() -> None:
@@ -351,10 +387,23 @@ _running: "weakref.WeakSet[Server]" = weakref.WeakSet()
 
 
 def _resolve(bind: Bind) -> list[tuple[int, Any]]:
+    if bind.host == "localhost":
+        # This machine, by both families, whatever its hosts file says (RFC 6761, section 6.3).
+        both = [(socket.AF_INET6, ("::1", bind.port, 0, 0)), (socket.AF_INET, ("127.0.0.1", bind.port))]
+        return both if _has_ipv6() else both[1:]
     found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     if not found:
         raise StartError(f"cannot listen on {bind}: the name has no address")
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _printable(s: socket.socket) -> str:
@@ -372,10 +421,12 @@ def _refuse_patched_threads() -> None:
 
 
 def _at_exit() -> None:
-    """A program that falls off its end without `shutdown` leaves nothing native behind."""
+    """A program that falls off its end without `shutdown` leaves nothing native behind; however many
+    servers it has, their workers are waited for once."""
+    leave_at = time.monotonic() + WORKER_EXIT
     for server in list(_running):
         with contextlib.suppress(ServerClosed):
-            server.shutdown(0)
+            server._stop(0, leave_at)
 
 
 def _after_fork() -> None:

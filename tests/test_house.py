@@ -37,7 +37,7 @@ SANS_IO = ("scan", "http1", "body", "reply", "limits")
 IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 
 UNDER_THE_GIL = {
-    "drop_references", "phrase_of", "copy_text", "fill_limits", "ns", "reactor_make", "tell", "_gil_enabled",
+    "drop_references", "phrase_of", "copy_text", "stacks", "fill_limits", "ns", "reactor_make", "tell", "_gil_enabled",
     "enter_house", "leave_house", "close_descriptors", "forget_house",
 }
 """Functions of the door outside its classes that need the GIL: start, end, the log."""

@@ -23,6 +23,7 @@ with acquire: everything that the old holder wrote is there.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memmove
 
 from fastserve.engine.atomics cimport (
     add_u32, cas_ptr, cas_u64, clock_ns, count_u32, futex_wait, futex_wake, load_ptr, load_ptr_seq, load_u32,
@@ -146,12 +147,17 @@ cdef inline void mate_wake(Mate* m, uint32_t why) noexcept nogil:
     futex_wake(&m.wake, 1)
 
 
-cdef inline bint crew_push(Crew* c, Mate* m) noexcept nogil:
+cdef inline bint crew_push(Crew* c, Mate* m, bint spare) noexcept nogil:
+    """A spare worker goes below all others: needed only when they are busy, it can retire."""
     cdef bint welcome
     lock_word(&c.lock)
     welcome = not load_u32(&c.closing)
     if welcome:
-        c.stack[c.parked] = m.index
+        if spare:
+            memmove(c.stack + 1, c.stack, c.parked * sizeof(uint32_t))
+            c.stack[0] = m.index
+        else:
+            c.stack[c.parked] = m.index
         count_u32(&c.parked, 1)
     unlock_word(&c.lock)
     return welcome
@@ -190,7 +196,7 @@ cdef inline uint32_t crew_park(Crew* c, Mate* m, int64_t patience) noexcept nogi
     cdef uint32_t i, why
     cdef int64_t until
     store_u32(&m.wake, PARKED)
-    if not crew_push(c, m):
+    if not crew_push(c, m, patience >= 0):
         return LEAVE
     # A watcher that turns because nobody was parked looks at the stack after each turn: end this one.
     # It stored `holder` before it looked; the stack's lock orders our push against that look.

@@ -54,7 +54,8 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_QUEUE = 1
     NOTE_ACCEPT = 2
     NOTE_REFUSED = 3            # each of them, when asked for
-    NOTE_KINDS = 4
+    NOTE_STACKS = 4             # each time that a signal asks
+    NOTE_KINDS = 5
 
 
 cdef struct Stats:
@@ -275,11 +276,10 @@ cdef inline void wake_keeper(House* h) noexcept nogil:
 
 
 cdef inline void note(House* h, uint32_t kind, int64_t value) noexcept nogil:
-    """Something for the log, at most once a minute for each kind but NOTE_REFUSED; never blocks for long,
-    may be lost."""
+    """Something for the log, of a limit at most once a minute; never blocks for long, may be lost."""
     cdef int64_t now = now_ns()
     lock_word(&h.lock)
-    if kind != NOTE_REFUSED and h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
+    if kind < NOTE_REFUSED and h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
         unlock_word(&h.lock)
         return
     h.noted[kind] = now

@@ -3,12 +3,14 @@
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -252,6 +254,72 @@ def test_what_cannot_start_is_one_line_and_status_3(tmp_path: Path, argv: list[s
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1
     assert run.stderr.startswith(f"fastserve: {line}")
+
+
+# A sanitizer reserves more address space than any limit.
+limits_memory = pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="something is loaded into this process")
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+
+def little_memory() -> None:
+    """Enough for an interpreter, and not for 4,096 stacks of threads."""
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+
+@pytest.mark.parametrize(
+    ("limit", "argv", "line"),
+    [
+        (few_descriptors, ["--reactors", "200", "--workers", "300", "--concurrency", "10"], "cannot make 200 reactors"),
+        pytest.param(little_memory, ["--workers", "4096", "--concurrency", "10"], "cannot start 4096 workers",
+                     marks=limits_memory),
+    ],
+)
+def test_what_the_machine_cannot_give_is_one_line_and_status_3(
+    tmp_path: Path, limit: Callable[[], None], argv: list[str], line: str
+) -> None:
+    (tmp_path / "app.py").write_text(HELLO)
+    run = subprocess.run([*SCRIPT, "app", "--bind", "127.0.0.1:0", *argv], cwd=tmp_path, env=environment({}),
+                         capture_output=True, text=True, timeout=HANG_LIMIT, preexec_fn=limit)
+    assert (run.returncode, run.stdout) == (3, "")
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith(f"fastserve: {line}")
+
+
+def test_usr1_tells_what_each_thread_is_at(start: Start) -> None:
+    process = start("app", "--bind", "127.0.0.1:0", app=STUCK)
+    [address] = process.started()
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        process.wait_for(r"^called$")
+        process.popen.send_signal(signal.SIGUSR1)
+        process.wait_for(r"WARNING fastserve.error: what each thread is at:$")
+        process.wait_for(r"^fastserve-worker-\d+:$")
+        process.wait_for(r'app.py", line \d+, in handler$')
+    assert process.end(signal.SIGINT) in (0, 1)
+
+
+def test_a_stderr_that_is_full_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(HELLO)
+    with open("/dev/full", "w") as full:
+        popen = subprocess.Popen([*SCRIPT, "app", "--bind", f"unix:{tmp_path}/s"], cwd=tmp_path,
+                                 env=environment({}), stderr=full)
+    try:
+        end = time.monotonic() + HANG_LIMIT
+        while not (tmp_path / "s").exists() and popen.poll() is None and time.monotonic() < end:
+            pass
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(HANG_LIMIT)
+            client.connect(f"{tmp_path}/s")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        popen.send_signal(signal.SIGTERM)
+        popen.wait(HANG_LIMIT)
+    finally:
+        popen.kill()
 
 
 def test_an_exception_in_the_module_shows_where(tmp_path: Path) -> None:

@@ -53,6 +53,67 @@ def test_a_start_that_failed_half_way_listens_nowhere() -> None:
         assert str(port) in str(caught.value)
 
 
+def test_a_start_that_gets_no_threads_leaves_nothing(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    started = []
+    start = threading.Thread.start
+
+    def few(thread: threading.Thread) -> None:
+        if len(started) == 10:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", few)
+        with pytest.raises(StartError, match="cannot start 64 workers: can't start new thread"):
+            Server(lambda ctx: None).start("127.0.0.1:0")
+    for thread in started:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_max_queue_is_one_number_however_many_reactors(serve: Serve) -> None:
+    go, inside = threading.Event(), threading.Semaphore(0)
+
+    def handler(ctx: RequestCtx) -> None:
+        inside.release()
+        assert go.wait(PATIENCE)
+
+    server = serve(handler, workers=3, reactors=2, max_queue=2)
+    busy = [server.connect().send(request()) for _ in range(3)]
+    for _ in busy:
+        assert inside.acquire(timeout=PATIENCE)
+    waiting = [server.connect().send(request()) for _ in range(20)]
+    wait_until(lambda: server.stats()["shed_queue_full"] >= 18, "all but two to be refused")
+    assert server.stats()["queued"] <= 2
+    go.set()
+    for wire in busy:
+        assert wire.read().status == 200
+    assert sorted(wire.read().status for wire in waiting)[:1] == [200]
+
+
+def test_spare_workers_retire_beside_light_traffic(serve: Serve) -> None:
+    go, inside = threading.Event(), threading.Semaphore(0)
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/block":
+            inside.release()
+            assert go.wait(PATIENCE)
+
+    for _ in range(5):
+        go.clear()
+        server = serve(handler, workers=2, max_workers=6, reactors=1, max_idle_worker_duration=0.02)
+        blocked = [server.connect().send(request("GET", "/block")) for _ in range(6)]
+        for _ in blocked:
+            assert inside.acquire(timeout=PATIENCE)
+        assert server.stats()["workers"] == 6
+        go.set()
+        for wire in blocked:
+            assert wire.read().status == 200
+        wire = server.connect()
+        wait_until(lambda: wire.get("/").status and server.stats()["workers"] == 2, "the spare ones to retire")
+
+
 def test_a_status_is_the_number_that_it_is(serve: Serve) -> None:
     class Odd(int):
         def __le__(self, other: object) -> bool:

@@ -6,6 +6,8 @@ from whichever thread, for ever; no value of another request is ever seen throug
 """
 
 import copy
+import functools
+import gc
 import pickle
 import subprocess
 import sys
@@ -735,6 +737,67 @@ def test_late_writes_reach_nobody(serve: Serve) -> None:
     finally:
         done.set()
         thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 20, 40])
+@pytest.mark.parametrize("name", ["items", "keys", "set_header", "response_headers"])
+def test_late_use_that_begins_in_time(serve: Serve, name: str, after: int) -> None:
+    """An accessor that the garbage collector interrupts, after so many new containers, while the call ends and
+    the next request takes its place: it gives what was there, or nothing, but never what is there by then."""
+    lent: list[Any] = []
+    end, begun, over = threading.Event(), threading.Event(), threading.Event()
+    armed = False
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/first":
+            lent.append(ctx)
+            begun.set()
+            wait_for(end)
+
+    def interrupt(phase: str, _: dict[str, int]) -> None:
+        if phase == "start" and armed and threading.current_thread() is reader and not end.is_set():
+            end.set()
+            wait_for(over)
+
+    def read() -> None:
+        nonlocal armed
+        wait_for(begun)
+        ctx = lent[0]
+        look: Callable[[], Any] = {
+            "items": ctx.headers.items, "keys": ctx.headers.keys,
+            "set_header": functools.partial(ctx.set_header, "X-Late", "1"),
+            "response_headers": functools.partial(getattr, ctx, "response_headers"),
+        }[name]
+        spent = [tuple([n, n]) for n in range(5000)]    # or the pairs would come from a store of used ones
+        gc.collect()
+        armed = True
+        gc.set_threshold(after)
+        try:
+            seen.append(look())
+        except ContextExpired:
+            seen.append("expired")
+        finally:
+            armed = False
+            gc.set_threshold(*before)
+            del spent
+            end.set()
+
+    seen: list[Any] = []
+    before = gc.get_threshold()
+    reader = threading.Thread(target=read)
+    wire = serve(handler, workers=2, reactors=1).connect()
+    gc.callbacks.append(interrupt)
+    try:
+        reader.start()
+        wire.send(request("GET", "/first", *(f"X-{n}: mine" for n in range(60))))
+        assert wire.read().status == 200
+        assert wire.send(request("GET", "/next", *(f"Y-{n}: theirs" for n in range(60)))).read().status == 200
+        over.set()
+        reader.join(PATIENCE)
+    finally:
+        gc.callbacks.remove(interrupt)
+        gc.set_threshold(*before)
+    assert len(seen) == 1 and "theirs" not in repr(seen)
 
 
 def test_ctx_of_a_handler_that_failed(serve: Serve) -> None:

@@ -652,13 +652,31 @@ def test_an_ipv6_address() -> None:
 
 
 @needs_ipv6
-def test_a_name_stands_for_all_its_addresses() -> None:
-    found = {family for family, *_ in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
-    if found != {socket.AF_INET, socket.AF_INET6}:
-        pytest.skip("localhost has one family here")
-    with Server(hello).start("localhost:0") as server:
-        assert {address.rpartition(":")[0] for address in server.addresses} == {"127.0.0.1", "[::1]"}
-        assert len({address.rpartition(":")[2] for address in server.addresses}) == 1, "one name, one port"
+@pytest.mark.parametrize("taken", [False, True])
+def test_localhost_is_both_families_on_one_port(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    """The kernel chooses the port for the first; when the second has it taken, it chooses again."""
+    occupied: list[socket.socket] = []
+    plain = socket.socket
+
+    class Socket(plain):                                        # type: ignore[valid-type, misc]
+        def bind(self, address: tuple[object, ...]) -> None:
+            if taken and self.family == socket.AF_INET and not occupied:
+                occupied.append(plain())
+                occupied[0].bind(address)
+                occupied[0].listen()
+            super().bind(address)
+
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patched:
+            patched.setattr("fastserve.server.socket.socket", Socket)
+            server = stack.enter_context(Server(hello).start("localhost:0"))
+        for other in occupied:
+            stack.enter_context(other)
+        assert len(occupied) == taken
+        assert [address.rpartition(":")[0] for address in server.addresses] == ["[::1]", "127.0.0.1"]
+        ports = {address.rpartition(":")[2] for address in server.addresses}
+        assert len(ports) == 1, "one name, one port"
+        assert not ports & {str(other.getsockname()[1]) for other in occupied}
         for address in server.addresses:
             assert get(address).endswith(b"hello")
 

@@ -393,7 +393,11 @@ park:   /* crew_park */
     atomic {                                        /* crew_push */
         if
         :: nobody_parks -> goto leave
+#ifdef SPARES
+        :: else -> stack[1] = stack[0]; stack[0] = me; parked++
+#else
         :: else -> stack[parked] = me; parked++
+#endif
         fi
     }
 #ifndef PARKS_WITHOUT_A_POKE
@@ -531,6 +535,12 @@ batch:  /* the holder, with the GIL; something is ready */
     fi;
 #endif
     drop_gil(me);
+#ifdef SPARES
+    if
+    :: ready[r] == 0 -> goto idles                  /* it parks, if somebody else is there */
+    :: else
+    fi;
+#endif
     goto io;
 
 home:   /* off lease: send on its own connection, then the inbox */
