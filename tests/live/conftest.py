@@ -415,9 +415,9 @@ def many_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts servers for one test and sees to it that they leave nothing behind."""
+@contextlib.contextmanager
+def serving() -> Iterator[Serve]:
+    """Starts servers and sees to it that they leave nothing behind."""
     before = descriptors()
     threads_before = server_threads()
     factory = Serve()
@@ -459,6 +459,13 @@ def serve() -> Iterator[Serve]:
         logger.removeHandler(factory.log)
     if problems:
         pytest.fail("; ".join(problems))
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """The servers of one test."""
+    with serving() as factory:
+        yield factory
 
 
 @pytest.fixture
