@@ -51,9 +51,9 @@ from fastserve.engine.pool cimport (
 )
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier,
-    give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty, note, pthread_t,
-    time_by, time_idle, undirty, wake_keeper,
+    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor,
+    Stats, arm, earlier, give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty,
+    note, pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply,
@@ -356,7 +356,7 @@ cdef void ask_first(Reactor* r, Conn* c) noexcept nogil:
     c.continued = i.start + i.head.size < i.end
     c.body_left = i.head.content_length
     if i.head.chunked:
-        chunked_begin(&c.chunked)
+        chunked_begin(&c.chunked, c.body_limit)
     line_up(r, c)
 
 
@@ -380,7 +380,7 @@ cdef int open_body(Reactor* r, Conn* c) noexcept nogil:
     if head.content_length > c.body_limit:
         return 413
     if head.chunked:
-        chunked_begin(&c.chunked)
+        chunked_begin(&c.chunked, c.body_limit)
     elif head.content_length <= 0:
         c.state = BODY
         c.in_place = True
@@ -428,12 +428,8 @@ cdef int take_body(Reactor* r, Conn* c) noexcept nogil:
         c.body.used += made
         i.end -= <uint32_t>used
         memmove(i.data + at, i.data + at + used, i.end - at)
-        if verdict != MORE and verdict != DONE:
+        if verdict != MORE:
             return verdict
-        if c.chunked.size + c.chunked.left > c.body_limit:
-            return 413
-        if verdict == DONE:
-            return DONE
     else:
         if <int64_t>c.body.used == head.content_length:
             return DONE

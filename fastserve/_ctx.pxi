@@ -324,7 +324,7 @@ cdef class RequestCtx:
             self.check()
             if self.loan != LENT_HOOK:
                 raise RuntimeError("the limit of a body is set in on_headers")
-            self.conn.body_limit = number
+            self.conn.body_limit = self.conn.chunked.limit = number
 
     @property
     def stream_body(self) -> bool:

@@ -173,8 +173,8 @@ cdef ssize_t chunks_take(Conn* c, char* to, size_t room, Kept* kept) noexcept no
         if made > grown and kept is not NULL and kept.size + made - grown <= TRAILER_MAX:
             memcpy(kept.data + kept.size, to + grown, made - grown)
             kept.size += <uint32_t>(made - grown)
-        if verdict > DONE or c.chunked.size + c.chunked.left > c.body_limit:
-            c.fault = <uint16_t>(verdict if verdict > DONE else 413)
+        if verdict > DONE:
+            c.fault = <uint16_t>verdict
             return -<ssize_t>c.fault
         if grown:
             return <ssize_t>grown

@@ -264,7 +264,7 @@ def chunked(bytes data, cuts=(), room=None, bint in_place=False, bint at_start=F
         dst = source.lay(data, total, at_start)
         src = dst
     memset(&d, 0xAA, sizeof(d))
-    body.chunked_begin(&d)
+    body.chunked_begin(&d, body.NO_LIMIT)
     for end in (*cuts, len(data)):
         while True:
             if not in_place:
@@ -297,7 +297,7 @@ def chunked_loop(bytes data, long rounds):
     start = time.perf_counter_ns()
     with nogil:
         for _ in range(rounds):
-            body.chunked_begin(&d)
+            body.chunked_begin(&d, body.NO_LIMIT)
             verdict = body.chunked_feed(&d, src, total, &used, dst, total, &made)
     return (time.perf_counter_ns() - start) / rounds, verdict
 

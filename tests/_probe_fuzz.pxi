@@ -465,7 +465,7 @@ cdef const char* f_decode(FBody* f, const char* data, size_t size, int way, uint
     cdef size_t at = 0, out = 0, end = 0, used = 0, made = 0, room, cuts = 1 + f_below(luck, 6)
     cdef const char* wrong = NULL
     memset(&f.d, 0xAA, sizeof(f.d))
-    body.chunked_begin(&f.d)
+    body.chunked_begin(&f.d, body.NO_LIMIT)
     f.verdict = http1.MORE
     while wrong is NULL:
         if at == end:               # all is spent: more comes
@@ -644,7 +644,7 @@ cdef const char* f_talk(FTalk* t, const char* data, size_t size, const Limits* l
                 f_note_head(t, &h, block)
                 in_body = True
                 taken = 0
-                body.chunked_begin(&d)
+                body.chunked_begin(&d, body.NO_LIMIT)
         if in_body:
             used = have - h.size
             if h.chunked:

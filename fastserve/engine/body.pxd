@@ -1,13 +1,13 @@
 """The chunked coding (RFC 9112 section 7.1), decoded as it comes.
 
 Knows: chunk sizes and extensions, the CRLF behind each chunk, the trailer section and the names it must
-not hold. Never sees: a descriptor, a clock, the limit of a body (the caller compares `size` and `left`
-with it after each feed).
+not hold. Never sees: a descriptor, a clock, where the bytes lie in the end.
 Invariant: every byte is judged when it is read and not looked at again, so any cut of the bytes gives the
 same verdict and the same output; what is written never passes what is read, so a body can be decoded
 where it lies.
 
 Where the RFC leaves a choice, this decoder refuses:
+- a chunk that would take the body beyond its limit is 413 at the end of its size line;
 - lines end with CRLF only (erratum 7633 confirms: the leniency for a bare LF is not meant here);
 - a size is 1 to CHUNK_DIGITS_MAX hex digits, zeros included; blanks behind it are taken only before ';'
   (the BWS of RFC 9112 7.1.1);
@@ -49,6 +49,7 @@ cdef enum:
 cdef struct Chunked:
     int64_t size                    # bytes of the body decoded so far
     int64_t left                    # bytes still to come of the chunk that was announced
+    int64_t limit                   # of the whole body
     uint32_t line                   # bytes of this size line
     uint32_t extensions             # bytes of all extensions
     uint32_t trailer                # bytes of the trailer section as sent
@@ -59,8 +60,12 @@ cdef struct Chunked:
     char name[NAME_KEPT]            # of the trailer field being read; cut off when longer
 
 
-cdef inline void chunked_begin(Chunked* d) noexcept nogil:
+cdef enum:
+    NO_LIMIT = 0x7fffffffffffffff
+
+cdef inline void chunked_begin(Chunked* d, int64_t limit) noexcept nogil:
     memset(d, 0, sizeof(Chunked))
+    d.limit = limit
 
 
 cdef inline int chunked_feed(Chunked* d, const char* src, size_t n, size_t* used,
@@ -131,7 +136,9 @@ cdef inline int chunk_byte(Chunked* d, char c) noexcept nogil:
         return 400
     if d.state == SIZE_LF:
         d.state = IN_DATA if d.left else AT_TRAILER
-        return MORE if c == c'\n' else 400
+        if c != c'\n':
+            return 400
+        return MORE if d.left <= d.limit - d.size else 413
     if c == c'\r' and (d.state == IN_SIZE or d.state == IN_EXTENSION):
         d.state = SIZE_LF
         return MORE

@@ -44,7 +44,7 @@ cdef enum:                          # what the fields said, before the end of th
     SAID_CLOSE = 1
     SAID_KEEP_ALIVE = 2
     SAID_UPGRADE = 4                # Connection: upgrade
-    SAID_PROTOCOL = 8               # Upgrade: ...
+    SAID_PROTOCOL = 8               # Upgrade: something
     SAID_CODING = 16                # Transfer-Encoding, any
     SAID_CHUNKED = 32
     SAID_CHUNKED_LAST = 64          # and no other coding after it
@@ -319,7 +319,7 @@ cdef inline int note_field(Head* h, const char* base, const char* name, uint32_t
         if scan_same(name, b"expect", 6):
             note_expect(h, base, at, end)
     elif size == 7:
-        if scan_same(name, b"upgrade", 7):
+        if at < end and scan_same(name, b"upgrade", 7):
             h.said |= SAID_PROTOCOL
     elif size == 10:
         if scan_same(name, b"connection", 10):

@@ -114,7 +114,7 @@ def compare(connection, event, found):
     assert found["length"] == next((int(value) for value in values(event, b"content-length")), None)
     assert found["expect_continue"] == connection.they_are_waiting_for_100_continue
     options = {option.strip() for option in b",".join(values(event, b"connection")).lower().split(b",")}
-    asks = b"upgrade" in options and bool(values(event, b"upgrade"))
+    asks = b"upgrade" in options and any(values(event, b"upgrade"))
     assert found["upgrade"] == (asks and found["minor"] == 1)
     # h11 knows no persistence on HTTP/1.0
     persists = b"close" not in options and (found["minor"] == 1 or b"keep-alive" in options)

@@ -100,17 +100,18 @@ def test_spare_workers_retire_beside_light_traffic(serve: Serve) -> None:
             inside.release()
             assert go.wait(PATIENCE)
 
+    server = serve(handler, workers=2, max_workers=6, reactors=1, max_idle_worker_duration=0.02)
+    wire = server.connect()
     for _ in range(5):
         go.clear()
-        server = serve(handler, workers=2, max_workers=6, reactors=1, max_idle_worker_duration=0.02)
         blocked = [server.connect().send(request("GET", "/block")) for _ in range(6)]
         for _ in blocked:
             assert inside.acquire(timeout=PATIENCE)
         assert server.stats()["workers"] == 6
         go.set()
-        for wire in blocked:
-            assert wire.read().status == 200
-        wire = server.connect()
+        for each in blocked:
+            assert each.read().status == 200
+            each.close()
         wait_until(lambda: wire.get("/").status and server.stats()["workers"] == 2, "the spare ones to retire")
 
 

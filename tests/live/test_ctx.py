@@ -768,7 +768,7 @@ def test_late_use_that_begins_in_time(serve: Serve, name: str, after: int) -> No
             "set_header": functools.partial(ctx.set_header, "X-Late", "1"),
             "response_headers": functools.partial(getattr, ctx, "response_headers"),
         }[name]
-        spent = [tuple([n, n]) for n in range(5000)]    # or the pairs would come from a store of used ones
+        spent = [(n, n) for n in range(5000)]           # or the pairs would come from a store of used ones
         gc.collect()
         armed = True
         gc.set_threshold(after)

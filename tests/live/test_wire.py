@@ -7,15 +7,12 @@ followed by an orderly end; what comes behind it is never answered.
 
 import re
 import threading
-from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
 
 import pytest
 
 from fastserve import RequestCtx
-from tests.conftest import cases
 from tests.live.conftest import Reply, Running, Serve, Wire, chunked, request, wait_for, wait_until
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus} | {
@@ -307,53 +304,7 @@ def test_limits_of_the_head(serve: Serve) -> None:
     check_refusal(server.connect().send(request("GET", "/", *["X: y"] * 5)), 431)
 
 
-def each_case(server: Running, stems: list[str], check: Callable[[Wire, dict[str, Any]], object]) -> None:
-    """All wire cases against one server; those that come with limits of their own are the parser's alone."""
-    problems = []
-    for stem in stems:
-        for parameter in cases(stem):
-            case: Any = parameter.values[0]
-            if "limits" in case:
-                continue
-            try:
-                with server.connect() as wire:
-                    check(wire, case)
-            except AssertionError as problem:
-                problems.append(f"{stem}, {case['name']}: {problem}")
-    assert not problems, "\n".join(problems)
 
-
-def test_cases_of_heads(serve: Serve) -> None:
-    """What the parser says of a head is what the client is told."""
-    server = serve(hello, refused_methods="")
-
-    def check(wire: Wire, case: dict[str, Any]) -> None:
-        wire.send(case["bytes"]).half_close()
-        if case["verdict"] == "more":
-            assert wire.ended()
-        elif case["verdict"] == "done":
-            # Whether the body came, and what is behind it, is not said by the case.
-            assert re.match(rb"(HTTP/1\.1 (200|100|400|413) |$)", wire.read_to_end())
-        else:
-            check_refusal(wire, case["verdict"], head=case["bytes"].lstrip(b"\r\n").startswith(b"HEAD "))
-
-    each_case(server, ["request_line", "targets", "fields", "framing"], check)
-
-
-def test_cases_of_chunked_bodies(serve: Serve) -> None:
-    def check(wire: Wire, case: dict[str, Any]) -> None:
-        wire.send(request("POST", "/", "Transfer-Encoding: chunked"), case["bytes"]).half_close()
-        size = re.match(rb"[0-9a-fA-F]*", case["bytes"])
-        if size and len(size[0].lstrip(b"0")) > 6:
-            assert wire.read().status in (413, case["verdict"])     # the limit, or the grammar: both are right
-        elif case["verdict"] == "more":
-            assert wire.ended()
-        elif case["verdict"] == "done":
-            assert wire.read().body == case.get("body", b"")
-        else:
-            check_refusal(wire, case["verdict"])
-
-    each_case(serve(lambda ctx: ctx.set_body(ctx.body)), ["chunked"], check)
 
 
 # Deadlines
