@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: build debug test model stress sanitize fuzz lint bench annotate clean
+.PHONY: build debug test model stress sanitize fuzz peers lint bench annotate clean
 
 build:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -25,6 +25,9 @@ sanitize:
 
 fuzz:
 	tests/fuzz/run.sh 600
+
+peers: build
+	FASTSERVE_PEERS=10000 $(PYTHON) -m pytest tests/peers
 
 lint:
 	ruff check .
