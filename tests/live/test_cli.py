@@ -289,7 +289,7 @@ def test_what_the_machine_cannot_give_is_one_line_and_status_3(
 
 
 def test_usr1_tells_what_each_thread_is_at(start: Start) -> None:
-    process = start("app", "--bind", "127.0.0.1:0", app=STUCK)
+    process = start("app", "--bind", "127.0.0.1:0", "--shutdown-timeout", "0", app=STUCK)
     [address] = process.started()
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port))) as client:
@@ -308,12 +308,11 @@ def test_a_stderr_that_is_full_stops_nobody(tmp_path: Path) -> None:
         popen = subprocess.Popen([*SCRIPT, "app", "--bind", f"unix:{tmp_path}/s"], cwd=tmp_path,
                                  env=environment({}), stderr=full)
     try:
-        end = time.monotonic() + HANG_LIMIT
-        while not (tmp_path / "s").exists() and popen.poll() is None and time.monotonic() < end:
-            pass
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(HANG_LIMIT)
-            client.connect(f"{tmp_path}/s")
+            end = time.monotonic() + HANG_LIMIT
+            while client.connect_ex(f"{tmp_path}/s"):       # it binds, and then it listens
+                assert popen.poll() is None and time.monotonic() < end
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         popen.send_signal(signal.SIGTERM)
