@@ -560,7 +560,7 @@ cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed
     cdef Output* o = c.output
     cdef bint body = reply.body_size and status_has_body(reply.status) and not is_method(c, b"HEAD", 4)
     cdef char* p
-    if c.step == REFUSED or ((c.step == ASKS or c.step == STREAMS) and not body_spent(c)):
+    if (c.step == ASKS or c.step == STREAMS) and not body_spent(c):
         reply.close = True
         c.unread = True
     p = commit_head(h, c, reply, scribe)
@@ -579,7 +579,7 @@ cdef char* commit_head(House* h, Conn* c, Reply* reply, Scribe* scribe) noexcept
     """The head of the reply, and whether the connection outlives it; the answer is where the body begins."""
     cdef Output* o = c.output
     cdef Head* head = &c.input.head
-    cdef bint wished = head.keep_alive and not reply.close and not reply.set & NO_LENGTH
+    cdef bint wished = head.keep_alive and not reply.close and not reply.set & NO_LENGTH and c.step != REFUSED
     cdef bint alive = keeps_alive(h, c, wished and reply.framing != UNTIL_CLOSE)
     cdef char* p = reply_head(o.data + o.end, reply, scribe, not alive, alive and head.minor == 0)
     c.closing = not alive

@@ -385,6 +385,8 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     cdef const char* trailers
     cdef int verdict
     cdef bint body = status_has_body(reply.status)
+    if ctx.loan == LENT_ERROR:
+        raise RuntimeError("an error handler words a reply; it does not stream one")
     if length is not None:
         if not 0 <= length < 1 << 60:
             raise ValueError(f"a length lies in 0..2**60, not {length}")

@@ -130,7 +130,8 @@ cdef class Worker:
         the head, the handler."""
         if c.step == REFUSED:
             self.lend(c, LENT_ERROR)
-            self.invoke(self.error_handler, BadRequest("", c.refused))
+            if self.invoke(self.error_handler, BadRequest("", c.refused)):
+                self.failed(BadRequest("", c.refused))
             self.ctx.reply.status = c.refused
             self.ctx.end()
             return

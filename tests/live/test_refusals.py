@@ -73,8 +73,19 @@ def test_the_ctx_of_a_request_that_was_refused(serve: Serve) -> None:
 
 def test_an_error_handler_that_fails(serve: Serve) -> None:
     serve.expect_error("GET / failed: ZeroDivisionError")
-    reply = serve(lambda ctx: None, workers=2, error_handler=lambda ctx, error: 1 // 0).exchange(BAD[417])
-    assert (reply.status, reply.closes) == (417, True)
+    serve.expect_error("GET /2 failed: RuntimeError: an error handler words a reply")
+
+    def hook(ctx: RequestCtx, error: BadRequest) -> None:
+        if ctx.path == "/2":
+            ctx.stream([b"x"])
+        ctx.write("%d" % (1 // 0))
+
+    server = serve(lambda ctx: None, workers=2, error_handler=hook)
+    for raw in (BAD[417], BAD[417].replace(b"/ ", b"/2 ")):
+        wire = server.connect().send(raw, request("GET", "/smuggled"))
+        reply = wire.read()
+        assert (reply.status, reply.closes, reply.body) == (417, True, b"Expectation Failed")
+        assert wire.ended()
 
 
 def test_while_every_worker_is_busy_the_phrase_has_to_do(serve: Serve) -> None:
