@@ -134,6 +134,7 @@ cdef struct Desk:
     bint alone                  # in a call: off lease
     bint resumes                # the hook was asked and the body is wanted: no reply yet
     bint streamed               # the head of the reply is on its way
+    bint ended                  # and all of the reply has left
     Outlet outlet
     Kept trailers               # of a body that was streamed in
 
@@ -165,6 +166,8 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     scribe_date(&r.scribe, wall_seconds())
 
     take_home(r)
+    # What came home is sent, and stalls, or closes, or reads on, before an event of it is looked at.
+    flush(r)
     for i in range(n):
         tag = events[i].data.u64
         if tag >= FIRST_TAG:
@@ -256,6 +259,9 @@ cdef void accept_backs_off(Reactor* r) noexcept nogil:
 # serve: bytes of one connection become a request.
 
 cdef void serve(Reactor* r, Conn* c) noexcept nogil:
+    if c.dirty:
+        # Nothing is read before what is committed has been sent: it may be the last reply. The event comes again.
+        return
     if c.stalled and c.state != AWAY:
         send_output(r, c)
     elif c.state == AWAY or c.state == READY:
@@ -345,8 +351,12 @@ cdef void receive_body(Reactor* r, Conn* c) noexcept nogil:
 
 
 cdef void ask_first(Reactor* r, Conn* c) noexcept nogil:
-    """The head is handed over alone; whoever gets it decides about the body."""
+    """The head is handed over alone; whoever gets it decides about the body. Where nobody can raise its limit,
+    one that is too large needs no handing over."""
     cdef Input* i = c.input
+    if not r.house.hears_heads and i.head.content_length > c.body_limit:
+        refuse(r, c, 413)
+        return
     input_compact(i)            # now, because a handler looks at the head while the body arrives behind it
     c.step = ASKS
     c.fault = 0
@@ -365,8 +375,9 @@ cdef void resume(Reactor* r, Conn* c) noexcept nogil:
     c.step = TOLD
     c.state = HEAD
     c.credit = 0
-    if not c.stalled:
-        arm(r, c, EPOLLIN)
+    # Replies to earlier requests may not have left whole; when they have, `sent` reads on.
+    c.stalled = False
+    make_dirty(r, c)
     receive_body(r, c)
 
 
@@ -483,9 +494,7 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
     """Answers a request that will never reach a handler, and closes: after a fault of framing nobody
     knows where the next request begins."""
     cdef House* h = r.house
-    count_u64(&r.stats.refusals[status - 400], 1)
-    if h.logs_errors:
-        note(h, NOTE_REFUSED, status)
+    count_refusal(r, status)
     if not lend_output(r, c):
         drop(r, c)
         return
@@ -501,6 +510,12 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
         return
     say(r, c, status, 0, True)
     c.state = IDLE
+
+
+cdef void count_refusal(Reactor* r, int status) noexcept nogil:
+    count_u64(&r.stats.refusals[status - 400], 1)
+    if r.house.logs_errors:
+        note(r.house, NOTE_REFUSED, status)
 
 
 cdef void shed(Reactor* r, Conn* c) noexcept nogil:
@@ -547,7 +562,7 @@ cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close)
 cdef Conn* next_call(Reactor* r) noexcept nogil:
     cdef Conn* c = queue_pop(&r.ready)
     while c is not NULL and c.broken:
-        drop(r, c)
+        abort(r, c)
         c = queue_pop(&r.ready)
     if c is not NULL:
         c.state = AWAY
@@ -763,10 +778,11 @@ cdef void take_home(Reactor* r) noexcept nogil:
             c.resumes = False
             resume(r, c)
             continue
+        if c.fault:
+            count_refusal(r, c.fault)
         if c.aborted:
             count_u64(&r.stats.aborted, 1)
-            net_break(c.fd)
-            drop(r, c)
+            abort(r, c)
             continue
         count_reply(r, c.last_status)
         if c.slow != NOT_JUDGED:
@@ -862,7 +878,7 @@ cdef void look_at_write(Reactor* r, Conn* c) noexcept nogil:
         if c.state == READY:
             c.broken = True
         else:
-            drop(r, c)
+            abort(r, c)
         return
     time_by(r, c, BY_WRITE, earlier(c.looked + lim.write_timeout, r.now + RATE_LOOK))
 
@@ -888,6 +904,13 @@ cdef void discard(Reactor* r, Conn* c) noexcept nogil:
         c.discarded += <uint32_t>n
     if n == GONE or c.discarded > LINGER_BYTES:
         drop(r, c)
+
+
+cdef void abort(Reactor* r, Conn* c) noexcept nogil:
+    """Ends a connection in the middle of a reply, by a reset: a body that ends with the connection would
+    otherwise look whole."""
+    net_break(c.fd)
+    drop(r, c)
 
 
 cdef void drop(Reactor* r, Conn* c) noexcept nogil:
@@ -960,6 +983,8 @@ cdef void cut(Reactor* r) noexcept nogil:
             count_u64(&r.stats.cut, 1)
         if c.state == AWAY:
             net_cut(c.fd)
+        elif c.output is not NULL or c.large.kind != NO_LARGE:
+            abort(r, c)
         else:
             drop(r, c)
 
@@ -1128,7 +1153,7 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     if d.streamed:
         if not c.aborted and (c.step == ASKS or c.step == STREAMS) and not body_spent(c):
             c.closing = c.unread = True
-    else:
+    elif not c.aborted:
         scribe_date(&d.scribe, wall_seconds())
         commit(d.house, c, d.reply, &d.scribe, &d.handed)
     quiet = not c.aborted and push_out(c) == DONE and is_settled(c)

@@ -102,6 +102,7 @@ cdef class RequestCtx:
     cdef Buffer fields
     cdef Buffer trailer_fields  # of the reply
     cdef Buffer body_buffer
+    cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
     cdef object body_object     # exact bytes that the reply is sent from
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
@@ -129,7 +130,7 @@ cdef class RequestCtx:
         """The loan is over for this object. The reply stays until it is committed."""
         with cython.critical_section(self):
             self.conn = NULL
-            self.query_args = self.form_args = self.form_files = self.streamed_body = None
+            self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -147,7 +148,8 @@ cdef class RequestCtx:
     cdef void hand(self, Conn* c, Handed* handed) noexcept:
         """Fills in what grew: once, behind `end`. A body that may not fit into the connection's output
         is handed over to it: the reference, or the memory, is no longer this object's."""
-        cdef size_t room = OUTPUT_ROOM - RESPONSE_HEAD_MAX - REPLY_HEAD_ROOM - c.output.end
+        cdef size_t taken = RESPONSE_HEAD_MAX + REPLY_HEAD_ROOM + c.output.end
+        cdef size_t room = OUTPUT_ROOM - taken if taken < OUTPUT_ROOM else 0
         self.point_out_fields()
         handed.kind = NO_LARGE
         if self.body_object is not None:
@@ -286,13 +288,14 @@ cdef class RequestCtx:
     def body_stream(self) -> BodyStream:
         """The body as it arrives, where the handler is to read it (`stream_request_body`, or `stream_body`
         in `on_headers`); otherwise over the body that was received. RuntimeError in `on_headers`."""
-        cdef BodyStream stream
+        cdef BodyStream stream = BodyStream.__new__(BodyStream)
         with cython.critical_section(self):
             self.check()
             self.check_body()
-        stream = BodyStream.__new__(BodyStream)
-        stream.ctx = self
-        return stream
+            if self.reader is None:
+                stream.ctx = self
+                self.reader = stream
+            return self.reader
 
     @property
     def trailers(self) -> Fields:
@@ -600,7 +603,7 @@ cdef class RequestCtx:
         self.set_body(b"")
         self.status = status
 
-    def stream(self, source, length: int | None = None) -> None:
+    def stream(self, source, length=None) -> None:
         """Sends the reply now, its body as `source` makes it, and returns at the end of it.
 
         `source` is an iterable of bytes or str, each of which is sent as it comes, or a function that is
@@ -624,6 +627,8 @@ cdef class RequestCtx:
         cdef bytes line
         with cython.critical_section(self):
             self.check()
+            if self.desk.streamed:
+                must_be_own(self)
             name, value = as_text(name), as_text(value)
             lower = check_name(name)
             check_value(name, value)
@@ -633,6 +638,8 @@ cdef class RequestCtx:
             if self.trailer_fields.size + len(line) > TRAILER_MAX:
                 raise ValueError(f"the trailers of a reply are limited to {TRAILER_MAX} bytes")
             self.check()
+            if self.desk.streamed:
+                must_be_own(self)
             buffer_put(&self.trailer_fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
 
     cdef int announce_trailers(self) except -1:
@@ -655,6 +662,8 @@ cdef class RequestCtx:
         self.check_open()
         for link in links:
             check_value("Link", link)
+        if c.aborted:
+            raise ClientGone("the client went away before")
         if c.input.head.minor == 0 or not links:
             return
         raw = "".join([f"Link: {link}\r\n" for link in links]).encode("latin-1")
@@ -687,7 +696,7 @@ cdef class RequestCtx:
         cdef bytes line = f"{name}: {value}\r\n".encode("latin-1")
         if self.fields.size + len(line) > RESPONSE_HEAD_MAX - TYPE_MAX:
             raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
-        self.check()
+        self.check_open()
         buffer_put(&self.fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
         if lower == "date":
             self.reply.set |= OWN_DATE
@@ -706,7 +715,7 @@ cdef class RequestCtx:
         start = lower.encode("ascii") + b":"
         lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
         kept = b"".join([line for line in lines.splitlines(True) if not line.lower().startswith(start)])
-        self.check()
+        self.check_open()
         self.fields.size = 0
         return buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
 

@@ -103,19 +103,18 @@ cdef int outlet_put(Desk* d, const char* data, size_t size) noexcept nogil:
 
 
 cdef int outlet_end(Desk* d, const char* trailers, size_t size) noexcept nogil:
-    """The end of the body; what is still in the output leaves when the handler has returned."""
+    """The end of the body; behind it all has left."""
     cdef Output* o = d.conn.output
     cdef char* p
-    if d.outlet.framing != CHUNKED:
-        return DONE
-    outlet_close_chunk(d)
-    if o.end + 5 + size > OUTPUT_ROOM and send_all(d.house, d.conn) != DONE:
-        return GONE
-    p = put(o.data + o.end, b"0\r\n", 3)
-    if size:
-        p = put(p, trailers, size)
-    o.end = <uint32_t>(put(p, b"\r\n", 2) - o.data)
-    return DONE
+    if d.outlet.framing == CHUNKED:
+        outlet_close_chunk(d)
+        if o.end + 5 + size > OUTPUT_ROOM and send_all(d.house, d.conn) != DONE:
+            return GONE
+        p = put(o.data + o.end, b"0\r\n", 3)
+        if size:
+            p = put(p, trailers, size)
+        o.end = <uint32_t>(put(p, b"\r\n", 2) - o.data)
+    return send_all(d.house, d.conn)
 
 
 # In.
@@ -201,6 +200,7 @@ cdef bint body_spent(Conn* c) noexcept nogil:
 cdef int send_continue(Desk* d) noexcept nogil:
     cdef Output* o = d.conn.output
     o.end = <uint32_t>(put_interim(o.data + o.end, 100, NULL, 0) - o.data)
+    d.conn.continued = True
     return send_all(d.house, d.conn)
 
 
@@ -217,11 +217,8 @@ cdef ssize_t body_wait(Desk* d, char* to, size_t room) noexcept nogil:
             if n > 0:
                 c.progress += n
             return n
-        if c.input.head.expect_continue and not c.continued:
-            # Behind the head of a reply it would be part of that.
-            c.continued = True
-            if not d.streamed and send_continue(d) != DONE:
-                return GONE
+        if c.input.head.expect_continue and not c.continued and send_continue(d) != DONE:
+            return GONE
         if c.looked >= lim.body_timeout or (
                 c.looked >= <int64_t>RATE_LOOK and c.progress < lim.min_body_rate * (c.looked // SECOND)):
             c.fault = 408
@@ -233,6 +230,9 @@ cdef ssize_t body_wait(Desk* d, char* to, size_t room) noexcept nogil:
 
 
 # As Python sees it.
+
+from operator import index as _index
+
 
 cdef int must_be_own(RequestCtx ctx) except -1:
     """Only the thread that the handler was called in may block on its connection."""
@@ -339,6 +339,8 @@ cdef class ReplyStream:
         if self.ctx is None:
             raise ContextExpired("this stream has ended")
         must_be_own(self.ctx)
+        if self.ctx.conn.aborted:
+            raise ClientGone("the client went away before")
         return self.ctx.desk
 
     def write(self, data: bytes | str) -> None:
@@ -383,31 +385,44 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     cdef Reply* reply = &ctx.reply
     cdef ReplyStream out
     cdef const char* trailers
-    cdef int verdict
+    cdef size_t size = 0, n
+    cdef int verdict = DONE
+    cdef uint8_t framing = SIZED
     cdef bint body = status_has_body(reply.status)
     if ctx.loan == LENT_ERROR:
         raise RuntimeError("an error handler words a reply; it does not stream one")
+    if c.aborted:
+        raise ClientGone("the client went away before")
     if length is not None:
+        length = _index(length)
         if not 0 <= length < 1 << 60:
             raise ValueError(f"a length lies in 0..2**60, not {length}")
-        reply.framing = SIZED
-        reply.body_size = length
-    elif not body:
-        reply.framing = SIZED
-    else:
-        reply.framing = CHUNKED if c.input.head.minor and not reply.set & NO_LENGTH else UNTIL_CLOSE
-    d.outlet.framing = reply.framing
-    d.outlet.mute = not body or is_method(c, b"HEAD", 4)
-    d.outlet.left = reply.body_size if reply.framing == SIZED else 0
-    d.outlet.chunk = NULL
-    if reply.framing == CHUNKED:
+        size = length if body else 0
+    elif body:
+        framing = CHUNKED if c.input.head.minor and not reply.set & NO_LENGTH else UNTIL_CLOSE
+    if framing == CHUNKED:
         ctx.announce_trailers()
-    ctx.point_out_fields()
     with nogil:
         go_alone(d)
+        if c.step == STREAMS and c.input.head.expect_continue and not c.continued:
+            # Behind the head of the reply it could not be said any more, and the body may yet be read.
+            verdict = send_continue(d)
+    if verdict != DONE:
+        c.aborted = c.closing = True
+        raise ClientGone("the client went away")
+    with cython.critical_section(ctx):
+        # From here on no thread changes what the head is made of.
+        d.streamed = True
+        reply.framing = framing
+        reply.body_size = size
+        ctx.point_out_fields()
+    d.outlet.framing = framing
+    d.outlet.mute = not body or is_method(c, b"HEAD", 4)
+    d.outlet.left = size
+    d.outlet.chunk = NULL
+    with nogil:
         scribe_date(&d.scribe, wall_seconds())
         commit_head(d.house, c, reply, &d.scribe)
-    d.streamed = True
     out = ReplyStream.__new__(ReplyStream)
     out.ctx = ctx
     try:
@@ -431,13 +446,13 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     if c.aborted:
         # The source kept the news that the client is gone to itself.
         return 0
-    if not d.outlet.mute:
-        trailers = ctx.trailer_fields.data
-        with nogil:
-            verdict = outlet_end(d, trailers, ctx.trailer_fields.size)
-        if verdict != DONE:
-            c.aborted = c.closing = True
-            raise ClientGone("the client went away, or reads too slowly")
+    trailers, n = ctx.trailer_fields.data, ctx.trailer_fields.size
+    with nogil:
+        verdict = send_all(d.house, c) if d.outlet.mute else outlet_end(d, trailers, n)
+    if verdict != DONE:
+        c.aborted = c.closing = True
+        raise ClientGone("the client went away, or reads too slowly")
+    d.ended = True
     return 0
 
 

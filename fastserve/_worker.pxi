@@ -91,7 +91,7 @@ cdef class Worker:
             if c is NULL:
                 return
             d.conn = c
-            d.resumes = d.streamed = False
+            d.resumes = d.streamed = d.ended = False
             d.trailers.size = 0
             alone = d.alone = r.blocking >= PASS_FIRST and pass_first(r, c)
             if alone:
@@ -140,23 +140,19 @@ cdef class Worker:
         if c.step == ASKS:
             # Whether the hook said so or the configuration: it is the handler that reads the body.
             c.step = STREAMS
-            if c.input.head.content_length > c.body_limit:
-                self.lend(c, LENT_ERROR)
-                self.failed(BadRequest("", 413))
-                self.ctx.end()
-                return
         self.lend(c, LENT_CALL)
         self.invoke(self.handler, None)
         self.ctx.end()
 
     cdef bint goes_on(self, Conn* c) noexcept:
         """on_headers is asked. True: the handler is called now. False: it has answered itself, or the body
-        is received first."""
+        is received first, or refused because it is too large."""
         cdef bint answered
         self.lend(c, LENT_HOOK)
         self.ctx.streams = self.streams
         answered = self.invoke(self.on_headers, None) or self.desk.streamed or self.house.forked
-        if not answered and c.step == ASKS and not self.ctx.streams:
+        if not answered and c.step == ASKS and (
+                not self.ctx.streams or c.input.head.content_length > c.body_limit):
             self.desk.resumes = answered = True
         self.ctx.end()
         return not answered
@@ -192,7 +188,9 @@ cdef class Worker:
         cdef Desk* d = &self.desk
         cdef bint gone = isinstance(error, ClientGone)
         try:
-            if d.streamed or gone and d.alone:
+            if d.ended:
+                d.conn.closing = True
+            elif d.streamed or gone and d.alone:
                 d.conn.aborted = d.conn.closing = True
             elif isinstance(error, BadRequest):
                 self.ctx.error(str(error) or phrase_of(error.status), error.status)
@@ -272,6 +270,7 @@ cdef class Core:
         h.refs = 1
         h.gil = _gil_enabled()
         h.hears_errors = config.error_handler is not None
+        h.hears_heads = config.on_headers is not None
         h.logs_errors = config.log_all_errors
         h.leave = (0 if config.default_date else OWN_DATE) | (0 if config.default_content_type else OWN_TYPE)
         h.signal_fd = -1

@@ -128,10 +128,10 @@ class Server:
             self.shutdown(0)
             raise StartError(f"cannot start {workers} workers: {error}") from error
         for _ in range(workers if self._config.on_worker_start is not None else 0):
-            error = self._ready.get()
-            if error is not None:
+            failure = self._ready.get()
+            if failure is not None:
                 self.shutdown(0)
-                raise StartError(f"on_worker_start failed: {error!r}") from error
+                raise StartError(f"on_worker_start failed: {failure!r}") from failure
 
     def serve(self, *binds: str | Bind, ready: Callable[["Server"], object] | None = None) -> bool:
         """Listens and blocks until INT or TERM, or `shutdown` from another thread.
@@ -389,7 +389,9 @@ _running: "weakref.WeakSet[Server]" = weakref.WeakSet()
 def _resolve(bind: Bind) -> list[tuple[int, Any]]:
     if bind.host == "localhost":
         # This machine, by both families, whatever its hosts file says (RFC 6761, section 6.3).
-        both = [(socket.AF_INET6, ("::1", bind.port, 0, 0)), (socket.AF_INET, ("127.0.0.1", bind.port))]
+        both: list[tuple[int, Any]] = [
+            (socket.AF_INET6, ("::1", bind.port, 0, 0)), (socket.AF_INET, ("127.0.0.1", bind.port)),
+        ]
         return both if _has_ipv6() else both[1:]
     found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     if not found:

@@ -22,7 +22,8 @@ cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
-    int AF_INET, AF_INET6, AF_UNIX, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
+    int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
     int IPPROTO_TCP, SOL_SOCKET, SO_LINGER
     struct c_linger "linger":
         int l_onoff
@@ -31,6 +32,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void* data, size_t size, int flags) noexcept
     ssize_t c_sendmsg "sendmsg"(int fd, const msghdr* message, int flags) noexcept
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags) noexcept
+    int c_connect "connect"(int fd, const sockaddr* address, socklen_t size) noexcept
     int c_shutdown "shutdown"(int fd, int how) noexcept
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept
 
@@ -133,7 +135,11 @@ cdef inline void net_end(int fd) noexcept nogil:
 
 
 cdef inline void net_cut(int fd) noexcept nogil:
-    """Both directions end now; the descriptor stays its owner's to close."""
+    """Both directions end now, by a reset where the transport has one, and whoever waits for either wakes
+    up; the descriptor stays its owner's to close."""
+    cdef sockaddr none
+    none.sa_family = AF_UNSPEC
+    c_connect(fd, &none, sizeof(none))
     c_shutdown(fd, SHUT_RDWR)
 
 

@@ -121,6 +121,7 @@ cdef struct House:
     uint32_t n_reactors
     bint gil                    # Python's threads take turns
     bint hears_errors           # there is an error handler
+    bint hears_heads            # there is an on_headers
     bint logs_errors            # each refusal is a note
     uint8_t leave               # the default fields that no reply has: as `set` in Reply
     uint32_t refs               # atomic: those inside, and the server object; the last one frees

@@ -180,6 +180,32 @@ def test_a_malformed_body_is_the_clients_fault(serve: Serve, fault: str) -> None
     assert wire.ended()
 
 
+def test_faults_of_streamed_bodies_are_counted_and_worded(serve: Serve) -> None:
+    def worded(ctx: RequestCtx, error: BadRequest) -> None:
+        ctx.write(f"worded {error.status}")
+
+    for hook in (None, lambda ctx: setattr(ctx, "stream_body", True)):
+        server = serve(echo, workers=2, stream_request_body=True, on_headers=hook, max_request_body_size=10,
+                       error_handler=worded)
+        reply = server.exchange(request("POST", "/", body=b"x" * 11))
+        assert (reply.status, reply.body, reply.closes) == (413, b"worded 413", True)
+        assert server.exchange(request("POST", "/", CHUNKED), b"b\r\n").status == 413
+        assert server.exchange(request("POST", "/", CHUNKED), b"z").status == 400
+        wait_until(lambda server=server: server.stats()["refusals"] == {400: 1, 413: 2})
+
+
+def test_each_look_at_the_stream_is_the_same_stream(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        read = []
+        while piece := ctx.body_stream.read(4):
+            read.append(piece)
+        ctx.set_body(b"|".join(read))
+
+    for streamed in (False, True):
+        server = serve(handler, workers=2, stream_request_body=streamed)
+        assert server.exchange(request("POST", "/", body=b"0123456789")).body == b"0123|4567|89"
+
+
 def test_a_handler_may_see_to_it_itself(serve: Serve) -> None:
     def handler(ctx: RequestCtx) -> None:
         with pytest.raises(BadRequest) as caught:
@@ -238,6 +264,15 @@ def test_100_is_said_when_the_handler_reads(serve: Serve) -> None:
     assert wire.send(b"body").read().body == b"body"
     assert wire.send(post(4, EXPECT), b"soon").read(interim=False).body == b"soon"     # it did not wait
     assert wire.send(request("GET", "/")).read().status == 200
+
+
+def test_100_is_said_before_a_reply_that_is_streamed(serve: Serve) -> None:
+    wire = serve(lambda ctx: ctx.stream(lambda out: out.write(ctx.body_stream.read())), workers=2,
+                 stream_request_body=True).connect()
+    for _ in range(2):
+        wire.send(post(4, EXPECT))
+        assert wire.read(interim=True).status == 100
+        assert wire.send(b"body").read().body == b"body"
 
 
 def test_100_is_not_said_when_nobody_reads(serve: Serve) -> None:

@@ -33,6 +33,7 @@ def ask(serve: Serve, look: Callable[[RequestCtx], Any], raw: bytes = request())
     with server.connect() as wire:
         reply = wire.send(raw).read()
     assert reply.status == 200, serve.errors()
+    wait_until(lambda: answers, "the handler, which may have streamed its reply before it returns")
     return answers[0]
 
 

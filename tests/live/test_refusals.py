@@ -78,7 +78,7 @@ def test_an_error_handler_that_fails(serve: Serve) -> None:
     def hook(ctx: RequestCtx, error: BadRequest) -> None:
         if ctx.path == "/2":
             ctx.stream([b"x"])
-        ctx.write("%d" % (1 // 0))
+        ctx.write(str(1 // 0))
 
     server = serve(lambda ctx: None, workers=2, error_handler=hook)
     for raw in (BAD[417], BAD[417].replace(b"/ ", b"/2 ")):

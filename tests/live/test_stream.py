@@ -441,3 +441,120 @@ def test_many_streams_at_once(serve: Serve) -> None:
         for number, wire in enumerate(wires):
             reply: Reply = wire.read()
             assert reply.body == bytes([number]) * 100_000
+
+
+@pytest.mark.parametrize("path", ["/hints", "/write"])
+def test_a_handler_that_keeps_the_news_to_itself_writes_nowhere(serve: Serve, path: str) -> None:
+    """The client is gone, the handler goes on: each further word raises, and none is kept."""
+    inside, left = threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def insist(use: Callable[[], object]) -> None:
+        gone = 0
+        for _ in range(50):
+            try:
+                use()
+            except ClientGone:
+                gone += 1
+        counts.append(gone)
+
+    def handler(ctx: RequestCtx) -> None:
+        inside.set()
+        wait_for(left)
+        if ctx.path == "/hints":
+            insist(lambda: ctx.early_hints("x" * 7000))
+            insist(lambda: ctx.stream([b"x"]))
+            ctx.write("x" * 20_000)
+        else:
+            ctx.stream(lambda out: insist(lambda: out.write(b"x" * 400_000)))
+
+    server = serve(handler, workers=2)
+    for turn in range(5):
+        inside.clear()
+        left.clear()
+        wire = server.connect().send(request("GET", path) * 3)
+        wait_for(inside)
+        wire.reset()
+        left.set()
+        wait_until(lambda turn=turn: server.stats()["aborted"] == turn + 1)
+    assert min(counts) >= 45, counts
+
+
+def test_fields_that_are_full_leave_the_reply_as_it_was(serve: Serve) -> None:
+    """The announcement of a trailer does not fit: then nothing of the stream has begun."""
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_header("X-Fill", "x" * 7120)
+        ctx.add_trailer("X-" + "t" * 200, "1")
+        with pytest.raises(ValueError, match="limited"):
+            ctx.stream([b"streamed"])
+        ctx.write("0\r\n\r\nnot streamed")
+
+    wire = serve(handler, workers=2).connect()
+    for _ in range(2):
+        reply = wire.send(request()).read()
+        assert reply.get("Transfer-Encoding") is None and reply.body == b"0\r\n\r\nnot streamed"
+
+
+def test_other_threads_do_not_tear_the_head(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        stop = threading.Event()
+
+        def meddle() -> None:
+            value = 1
+            while not stop.is_set():
+                value += 1
+                try:
+                    ctx.set_header("X-Meddle", "m" * (value % 3000 + 1))
+                    ctx.content_type = f"a/b{value}"
+                except RuntimeError:
+                    return
+
+        other = threading.Thread(target=meddle)
+        other.start()
+        ctx.set_header("X-Own", "o")
+        ctx.stream([b"body"])
+        stop.set()
+        other.join()
+
+    wire = serve(handler, workers=4).connect()
+    for _ in range(300):
+        assert wire.send(request()).read().body == b"body"
+
+
+def test_an_exception_behind_the_stream_ends_the_connection_and_no_more(serve: Serve) -> None:
+    serve.expect_error("GET / failed: ZeroDivisionError")
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.stream([b"whole"])
+        ctx.write(str(1 // 0))
+
+    wire = serve(handler, workers=2).connect().send(request())
+    assert wire.read().body == b"whole"
+    assert wire.ended()
+
+
+@pytest.mark.parametrize("cut", ["shutdown", "write_timeout"])
+def test_what_ends_with_the_connection_never_ends_early(serve: Serve, cut: str) -> None:
+    """A reply without a length that is cut is reset: to its reader a plain end would be its end."""
+    def handler(ctx: RequestCtx) -> None:
+        ctx.del_header("Content-Length")
+        ctx.set_body(b"x" * 8_000_000)
+
+    server = serve(handler, workers=2, write_timeout=0.05 if cut == "write_timeout" else 30)
+    wire = server.connect(receive_buffer=4096).send(request())
+    wire.read_head()
+    if cut == "shutdown":
+        assert not server.shutdown(0)
+    else:
+        wait_until(lambda: server.stats()["timed_out_write"])
+    with pytest.raises(ConnectionResetError):
+        wire.read_to_end()
+
+
+def test_whole_numbers_alone_are_lengths(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        with pytest.raises(TypeError):
+            ctx.stream([b"12"], length=2.0)  # type: ignore[arg-type]
+        ctx.write("ok")
+
+    assert serve(handler, workers=2).get("/").body == b"ok"

@@ -615,12 +615,14 @@ holds:  /* it holds: turns, and gives after each */
 
 looks:  /* watcher_looks: twice the same word for a verdict */
 #ifdef SHARP
-    /* The same with fewer steps: it neither sleeps nor looks at words that do not stand. */
+    /* The same with fewer steps: it neither sleeps nor looks at words that do not stand, and whoever holds
+       beside an inbox is poked without waiting for its sleep. */
     atomic {
         who = 0; m = 0; c = 0; ok = 0;
         if
         :: holder[r] == WATCHER -> goto holds
         :: STATE(word[r]) != IO -> w = word[r]
+        :: STATE(word[r]) == IO && inbox[r] && !poked[r] -> poked[r] = 1; goto looks
         fi
     }
     goto seizes;

@@ -46,7 +46,7 @@ deep() {
     search -DCOLLAPSE "FIRST=1 TAILS"
     search -DCOLLAPSE "FIRST=2 CONNS=1 CLOSING"
     search -DCOLLAPSE "FIRST=1 LIVENESS TAILS"
-    search -DCOLLAPSE "FIRST=2 CONNS=1 WORKERS=3 INDEPENDENT"
+    search -DCOLLAPSE "FIRST=2 CONNS=1 WORKERS=3 INDEPENDENT EAGER SHARP"
     search -DCOLLAPSE "FIRST=1 LEASES=2 NO_GIL SHARP NEVER_FIRST SKEWED EAGER"
     search -DCOLLAPSE "FIRST=1 LEASES=2 WORKERS=1 NO_GIL INDEPENDENT SHARP SPARES REST"
     # These do not come to an end soon: so many minutes each, not every state kept (bit-state hashing).
