@@ -35,7 +35,8 @@ else
     fixed=$(command -v setarch >/dev/null && echo "setarch -R" || true)
     # Of a forked child only the thread that forked lives: some tests start others there.
     LD_PRELOAD=$preload \
-        TSAN_OPTIONS="exitcode=0 report_signal_unsafe=0 die_after_fork=0 log_path=$place/races" \
+        TSAN_OPTIONS="exitcode=0 report_signal_unsafe=0 die_after_fork=0 log_path=$place/races \
+            suppressions=$root/tests/sanitize.supp" \
         $fixed "$place/bin/pytest" -q "$@"
     # One file a process; of races in other libraries there is nothing to say here.
     if cat "$place"/races.* 2>/dev/null | grep '^SUMMARY.*_core'; then exit 1; fi

@@ -8,11 +8,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 MODEL = Path(__file__).with_name("lease.pml")
+Search = Future[tuple[int, str]]
 
 for _tool in ("spin", "gcc"):
     if shutil.which(_tool) is None:
@@ -81,15 +84,25 @@ def search(place: Path, instance: str, optimised: str) -> tuple[int, str]:
     return int(errors[1]), said
 
 
+@pytest.fixture(scope="module")
+def searches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Search]]:
+    """Those that this run asks for, as many at a time as there are cores."""
+    asked = [item.callspec.params["instance"] for item in request.session.items if item.module is request.module]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A mistake is found early: the compiler would take longer than the search.
+        yield {instance: pool.submit(search, tmp_path_factory.mktemp("spin"), instance,
+                                     "-O1" if instance in RIGHT.values() else "-O0") for instance in asked}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("instance", RIGHT.values(), ids=RIGHT.keys())
-def test_right(tmp_path: Path, instance: str) -> None:
-    errors, said = search(tmp_path, instance, "-O1")
+def test_right(searches: dict[str, Search], instance: str) -> None:
+    errors, said = searches[instance].result()
     print(re.search(r"[\d.e+]+ states, stored", said)[0], re.search(r"elapsed time.*", said)[0])
     assert errors == 0, said
 
 
 @pytest.mark.parametrize("instance", MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_caught(tmp_path: Path, instance: str) -> None:
-    # Found early: the compiler would take longer than the search.
-    errors, said = search(tmp_path, instance, "-O0")
+def test_mistake_is_caught(searches: dict[str, Search], instance: str) -> None:
+    errors, said = searches[instance].result()
     assert errors == 1, said
