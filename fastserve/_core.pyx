@@ -465,7 +465,9 @@ cdef int64_t body_come(Conn* c) noexcept nogil:
 
 cdef void line_up(Reactor* r, Conn* c) noexcept nogil:
     """A whole request: it waits for a worker, unless too many wait already."""
-    c.requests += 1
+    if c.step != TOLD:
+        # One whose head the hook has seen lined up before.
+        c.requests += 1
     if not lend_output(r, c):
         drop(r, c)
         return

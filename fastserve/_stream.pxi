@@ -2,9 +2,10 @@
 # a reply that leaves while it runs.
 #
 # Knows: one connection, its deadlines, the chunked coding in both directions. Never sees: the reactor,
-# except to give up its lease. Invariant: everything here but `go_alone` and `body_take` is called off
-# lease, by the thread of the handler alone; it blocks without the GIL, on the connection's own descriptor,
-# within the connection's deadlines; what it leaves undone is the holder's when the connection is home.
+# except to give up its lease. Invariant: everything here but `go_alone`, `body_take` and `body_spent`, which
+# do not wait, is called off lease, by the thread of the handler alone; it blocks without the GIL, on the
+# connection's own descriptor, within the connection's deadlines; what it leaves undone is the holder's when
+# the connection is home.
 
 
 cdef void go_alone(Desk* d) noexcept nogil:

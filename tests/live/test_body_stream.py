@@ -345,6 +345,16 @@ def test_the_hook_sees_every_head_before_its_body(serve: Serve) -> None:
     assert [wire.read().body for _ in range(3)] == [b"abc", b"2", b"none"]
 
 
+def test_a_request_that_lines_up_twice_counts_once(serve: Serve) -> None:
+    """With its head for the hook, and whole for the handler."""
+    numbers: list[int] = []
+    server = serve(lambda ctx: numbers.append(ctx.conn_request_num), workers=2, max_requests_per_conn=3,
+                   on_headers=lambda ctx: numbers.append(ctx.conn_request_num))
+    wire = server.connect()
+    assert [wire.send(request("POST", "/", body=b"x")).read().closes for _ in range(3)] == [False, False, True]
+    assert numbers == [1, 1, 2, 2, 3, 3]
+
+
 def test_the_hook_may_answer(serve: Serve) -> None:
     seen: list[str] = []
 
