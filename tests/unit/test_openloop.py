@@ -1,0 +1,297 @@
+"""The bench's open-loop generator against servers of a few lines: what it counts, and that it hides no stall.
+
+Knows: bench/openloop.py and what its program prints.
+Never sees: fastserve. No test asserts that anything is fast: bounds hold on a machine that is busy with other things.
+"""
+
+import importlib
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+if not (BENCH / "openloop.c").exists():
+    pytest.skip("the bench is not part of this distribution", allow_module_level=True)
+if shutil.which("gcc") is None:
+    pytest.skip("no gcc", allow_module_level=True)
+
+sys.path.insert(0, str(BENCH))
+
+openloop = importlib.import_module("openloop")
+BenchError = openloop.BenchError
+
+REPLY = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 5\r\n\r\nhello"
+GOOD = {"p50_us": 50.0, "p90_us": 70.0, "p99_us": 100.0, "p999_us": 200.0, "p9999_us": 250.0, "max_us": 300.0,
+        "sent": 1000, "answered": 1000, "errors": 0, "unanswered": 0, "lost": 0, "rate": 1000.0,
+        "behind_p99_us": 10.0, "behind_max_us": 50.0, "unread_p99_us": 10.0}
+
+Answer = Callable[[socket.socket, int], None]
+"""What to do on a connection for the n-th request of all."""
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[int]:
+    """One thread for each connection, one request at a time on all of them together; yields the port."""
+    numbers, turn, peers, threads = iter(range(10**9)), threading.Lock(), [], []
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+
+    def attend(peer: socket.socket) -> None:
+        pending = b""
+        try:
+            while more := peer.recv(4096):
+                pending += more
+                while b"\r\n\r\n" in pending:
+                    pending = pending.partition(b"\r\n\r\n")[2]
+                    with turn:
+                        answer(peer, next(numbers))
+        except OSError:
+            pass
+        finally:
+            peer.close()
+
+    def accept() -> None:
+        while True:
+            try:
+                peer = listener.accept()[0]
+            except OSError:
+                return
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peers.append(peer)
+            threads.append(threading.Thread(target=attend, args=(peer,)))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join(10)
+        listener.close()
+        for thread in threads:      # the program has gone, and its connections with it
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in (accepting, *threads))
+
+
+def reply_with(reply: bytes) -> Answer:
+    return lambda peer, number: peer.sendall(reply)
+
+
+def test_every_request_is_counted_once() -> None:
+    with serving(reply_with(REPLY)) as port:
+        said = openloop.report(port, "/some?where=1", rate=300, seconds=1, connections=4)
+    assert (said["sent"], said["answered"]) == (300, 300)
+    assert (said["errors"], said["unanswered"], said["lost"]) == (0, 0, 0)
+    assert 0 < said["p50_us"] <= said["p90_us"] <= said["p99_us"] <= said["p999_us"] <= said["p9999_us"]
+    assert said["p9999_us"] <= said["max_us"]
+    assert 0 <= said["behind_p99_us"] <= said["behind_max_us"]
+
+
+def test_the_request_is_what_was_asked_for() -> None:
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def read_one() -> None:
+            with listener.accept()[0] as peer:
+                seen.append(peer.recv(4096))
+
+        reader = threading.Thread(target=read_one)
+        reader.start()
+        openloop.report(listener.getsockname()[1], "/a?b=c", rate=100, seconds=1, connections=1)
+        reader.join(10)
+    assert seen == [b"GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
+
+
+def test_a_stall_is_seen_by_all_that_were_due_in_it() -> None:
+    """For 200 ms nobody is answered: the 100 requests that are due meanwhile wait from 200 ms down to none. A closed
+    loop of 8 connections would have sent 8 of them, and would show the stall above its p98 only."""
+    def answer(peer: socket.socket, number: int) -> None:
+        if number == 700:           # 200 of the 500 that are recorded have gone
+            time.sleep(0.2)
+        peer.sendall(REPLY)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=500, seconds=1, connections=8)
+    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (500, 500, 0, 0)
+    assert said["max_us"] >= 190_000
+    assert said["p99_us"] >= 170_000        # the fifth of 100 that are spread evenly over 200 ms: 190 ms
+    assert said["p90_us"] >= 80_000         # the fiftieth: 100 ms
+
+
+def test_a_reply_may_come_in_pieces_and_be_large() -> None:
+    size = 200_000
+    parts = [b"HTTP/1.1 200 OK\r\ncontent-", b"LENGTH:\t%d \r\nConnection: Keep-Alive\r\n\r" % size, b"\n",
+             b"x" * 100_000, b"x" * 99_999, b"x"]
+
+    def answer(peer: socket.socket, number: int) -> None:
+        for part in parts:
+            peer.sendall(part)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=50, seconds=1, connections=4)
+    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (50, 50, 0, 0)
+
+
+@pytest.mark.parametrize("reply", [
+    b"nonsense\r\n\r\n",
+    b"\0" * 20_000,
+    b"x" * 20_000,
+    b"HTTP/1.1 200 OK\r\n\r\n",
+    b"HTTP/1.1 200\r\n\r\n",
+    b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5x\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nX: \0\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, more than announced",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nmore",
+], ids=range(19))
+def test_any_other_reply_is_an_error_and_ends_its_connection(reply: bytes) -> None:
+    with serving(reply_with(reply)) as port:
+        said = openloop.report(port, "/", rate=1000, seconds=1, connections=3)
+    assert (said["errors"], said["answered"], said["sent"], said["lost"]) == (3, 0, 0, 1000)
+
+
+def test_a_server_that_closes_without_an_answer() -> None:
+    def answer(peer: socket.socket, number: int) -> None:
+        if number < 150:            # 100 go in the warm-up
+            peer.sendall(REPLY)
+        else:
+            peer.shutdown(socket.SHUT_RDWR)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
+        with pytest.raises(BenchError, match="4 errors"):
+            openloop.believe(said, 100)
+    assert (said["answered"], said["errors"], said["unanswered"]) == (50, 4, 0)
+    assert said["sent"] == said["answered"] + said["errors"]
+    assert said["sent"] + said["lost"] == 100
+
+
+def test_a_connection_that_is_closed_between_requests_is_an_error() -> None:
+    def answer(peer: socket.socket, number: int) -> None:
+        peer.sendall(REPLY)
+        if number == 150:
+            peer.shutdown(socket.SHUT_RDWR)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
+    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (100, 100, 1, 0)
+
+
+def test_who_is_never_answered_counts_with_the_time_that_passed() -> None:
+    def answer(peer: socket.socket, number: int) -> None:
+        if number < 150:
+            peer.sendall(REPLY)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
+        with pytest.raises(BenchError, match="4 without an answer, 46 not sent"):
+            openloop.believe(said, 100)
+    assert (said["sent"], said["answered"], said["unanswered"], said["lost"]) == (54, 50, 4, 46)
+    assert said["max_us"] >= 1_000_000
+    assert said["p90_us"] >= 1_000_000
+
+
+def test_more_than_may_wait_is_lost_and_counted() -> None:
+    """Those that lined up first were due in the warm-up, and the server needs far longer for them than it is given."""
+    def answer(peer: socket.socket, number: int) -> None:
+        if number == 0:
+            time.sleep(2.1)
+        peer.sendall(REPLY)
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=100_000, seconds=1, connections=1)
+    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (0, 0, 0, 100_000)
+
+
+def test_words_that_nobody_asked_for_are_an_error() -> None:
+    greeted = threading.Event()
+
+    def answer(peer: socket.socket, number: int) -> None:
+        peer.sendall(REPLY)
+        if number == 150 and not greeted.is_set():
+            greeted.set()
+            time.sleep(0.001)       # the reply is read first, or the words make it a wrong one: an error either way
+            peer.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+
+    with serving(answer) as port:
+        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
+    assert said["errors"] == 1
+    assert said["answered"] in (99, 100)
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"rate": 989.0, "lost": 11}, "989 instead of 1,000 requests/s were answered: 0 errors, 0 without an answer, 11"),
+    ({"behind_p99_us": 10.1}, "1% was sent late by 10 us or more, of a p99 of 100 us"),
+    ({"unread_p99_us": 10.1}, "1% was read late by 10 us or more, of a p99 of 100 us"),
+])
+def test_what_must_not_be_believed(change: dict, why: str) -> None:
+    assert openloop.believe(GOOD, 1000) == openloop.OpenLoop(50.0, 70.0, 100.0, 200.0, 300.0, 1000, 1000, 0, 10.0)
+    with pytest.raises(BenchError, match=why):
+        openloop.believe(GOOD | change, 1000)
+
+
+@pytest.mark.parametrize("words", [
+    (), ("1", "/", "1", "1"), ("0", "/", "1", "1", "1"), ("65536", "/", "1", "1", "1"), ("1", "/", "x", "1", "1"),
+    ("1", "/", "", "1", "1"), ("1", "/", "-1", "1", "1"), ("1", "/", "1", "61", "1"), ("1", "/", "1", "1", "4097"),
+    ("1", "/" * 3000, "1", "1", "1"),
+])
+def test_wrong_arguments_are_refused(words: tuple[str, ...]) -> None:
+    done = subprocess.run([openloop.build(), *words], capture_output=True, text=True, timeout=10)
+    assert done.returncode == 2
+    assert done.stderr.strip()
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as taken:      # bound, not listening
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(BenchError, match="connect: Connection refused"):
+            openloop.run(taken.getsockname()[1], "/", rate=1, seconds=1, connections=1)
+
+
+HISTOGRAM = """
+#define main generator
+#include "openloop.c"
+#undef main
+
+int main(void) {
+    unsigned long long value;
+    while (scanf("%llu", &value) == 1) record(&latency, value);
+    printf("%lu %lu", latency.count, latency.max);
+    for (int share = 5000; share <= 10000; share += 500) printf(" %.1f", percentile(&latency, share));
+    return 0;
+}
+"""
+
+
+def test_the_histogram_counts_exactly_and_errs_by_less_than_a_percent(tmp_path: Path, chance: random.Random) -> None:
+    (tmp_path / "histogram.c").write_text(HISTOGRAM)
+    program = tmp_path / "histogram"
+    subprocess.run(["gcc", f"-I{BENCH}", "-o", program, tmp_path / "histogram.c"], check=True, timeout=60)
+    values = [*range(600), *(2**n + d for n in range(9, 63) for d in (-1, 0, 1)), 2**64 - 1,
+              *(int(2 ** chance.uniform(0, 64)) - 1 for _ in range(2000))]
+    chance.shuffle(values)
+    done = subprocess.run([program], input=" ".join(map(str, values)), capture_output=True, text=True, check=True,
+                          timeout=10)
+    count, most, *found = done.stdout.split()
+    assert (int(count), int(most)) == (len(values), max(values))
+    values.sort()
+    for share, percentile in zip(range(5000, 10001, 500), map(float, found), strict=True):
+        exact = values[-(-len(values) * share // 10000) - 1] / 1000
+        assert exact - 0.051 <= percentile * (1 + 1e-12) and percentile <= exact * 1.008 + 0.051, share
