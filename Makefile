@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: build debug test model stress sanitize fuzz peers lint bench annotate clean
+.PHONY: build debug test model stress sanitize fuzz peers lint bench micro annotate clean
 
 build:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -32,10 +32,15 @@ peers: build
 lint:
 	ruff check .
 	mypy --strict fastserve
-	cython-lint --max-line-length 120 fastserve tests
+	cython-lint --max-line-length 120 fastserve tests bench/micro
 
+# ARGS="--quick" for a short one.
 bench:
-	$(PYTHON) bench/run.py
+	$(PYTHON) bench/rivals/environment.py
+	bench/build/fastserve/bin/python bench/run.py $(ARGS)
+
+micro:
+	$(PYTHON) -m pytest bench/micro --benchmark-columns=min,median,iqr --benchmark-sort=name
 
 annotate:
 	mkdir -p build

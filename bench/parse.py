@@ -16,27 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from micro.shapes import BROWSER as HEAD
+
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS, PARSES = 9, 200_000
-
-HEAD = "\r\n".join([
-    "GET /articles/2026/11/how-a-worker-pool-beats-a-thread-per-request.html HTTP/1.1",
-    "Host: www.example.com",
-    "Connection: keep-alive",
-    "Cache-Control: max-age=0",
-    'sec-ch-ua: "Chromium";v="130", "Not?A_Brand";v="99"',
-    "sec-ch-ua-mobile: ?0",
-    'sec-ch-ua-platform: "Linux"',
-    "Upgrade-Insecure-Requests: 1",
-    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36",
-    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
-    "Sec-Fetch-Site: none",
-    "Accept-Encoding: gzip, deflate, br, zstd",
-    "Accept-Language: en-GB,en;q=0.9,de;q=0.8",
-    "Cookie: visits=2; lasttime=1727179822; session=abcdef0123456789abcdef0123456789",
-    "DNT: 1",
-    "", "",
-]).encode()
 
 PICO = r"""
 #include <stdio.h>
