@@ -10,6 +10,8 @@ import json
 import sys
 import time
 
+from rivals import shapes
+
 from fastserve import Server
 
 
@@ -66,7 +68,65 @@ def gil(ctx):
     ctx.write("done")
 
 
+def text(ctx, body):
+    ctx.content_type = shapes.TEXT
+    ctx.write(body)
+
+
+def query(ctx):
+    args = ctx.query
+    text(ctx, f"{args.get('name')} {args.get('page')} {ctx.headers.get('X-Trace', '-')}\n")
+
+
+def head(ctx):
+    text(ctx, shapes.lengths(ctx.headers.get))
+
+
+def document(ctx):
+    ctx.content_type = shapes.JSON
+    ctx.write(json.dumps(shapes.DOCUMENT))
+
+
+def echo(ctx):
+    ctx.content_type = shapes.BINARY
+    ctx.set_body(ctx.body)
+
+
+def megabyte(ctx):
+    ctx.content_type = shapes.BINARY
+    ctx.set_body(shapes.MEGABYTE)
+
+
+def file(ctx):
+    ctx.content_type = shapes.BINARY
+    ctx.set_body(shapes.FILE.read_bytes())
+
+
+ROUTES = {
+    "/": lambda ctx: text(ctx, shapes.HELLO),
+    "/query": query,
+    "/head": head,
+    "/json": document,
+    "/echo": echo,
+    "/1m": megabyte,
+    "/file": file,
+    "/some": lambda ctx: text(ctx, shapes.sleep_some()),
+    "/sleep": lambda ctx: text(ctx, shapes.sleep()),
+    "/cpu": lambda ctx: text(ctx, shapes.compute()),
+}
+
+
+def every_shape(ctx):
+    """What the rivals answer, in our way of each."""
+    route = ROUTES.get(ctx.path)
+    if route:
+        route(ctx)
+    else:
+        ctx.not_found()
+
+
 HANDLERS = {handler.__name__: handler for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil)}
+HANDLERS["shapes"] = every_shape
 
 
 def main():

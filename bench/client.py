@@ -1,15 +1,19 @@
 """A patient HTTP client of a few lines, for the requests that a load generator cannot make.
 
-Knows replies with a Content-Length; nothing of the contenders, and nothing of what a right answer is.
+Knows replies with a Content-Length, and how to be slow; nothing of the contenders, and nothing of what a right
+answer is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import select
 import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from measure import HOST, BenchError
@@ -34,8 +38,12 @@ class Reply:
         return {line.partition(b":")[0].decode().lower() for line in self.head.split(b"\r\n")[1:]}
 
 
-def request(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+def request(path: str, *fields: str, body: bytes = b"") -> bytes:
+    """A GET with the fields, or a POST if there is a body."""
+    if body:
+        fields = (*fields, "Content-Type: application/octet-stream", f"Content-Length: {len(body)}")
+    head = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", f"Host: {HOST}", *fields]
+    return "".join(line + "\r\n" for line in [*head, ""]).encode() + body
 
 
 class Client:
@@ -68,6 +76,12 @@ class Client:
         body = self._take(int(length[1]))
         return Reply(head[:-4], body, time.monotonic() - self._sent_at)
 
+    def closed(self) -> bool:
+        """Whether the server ends the connection, in the time of one wait."""
+        with contextlib.suppress(ConnectionResetError):
+            return not self._received and not self._socket.recv(1)
+        return True
+
     def get(self, path: str) -> Reply:
         self.send(request(path))
         return self.receive()
@@ -98,3 +112,57 @@ def gather(clients: Iterable[Client], until: float) -> dict[Client, Reply]:
             replies[client] = client.receive()
             waiting.remove(client)
     return replies
+
+
+_SLOW_HEAD = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Slow: ".encode()
+
+
+class _Dripper:
+    """A connection that sends a head byte by byte and never ends it; one that the server gave up is replaced."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._connect()
+
+    def _connect(self) -> None:
+        self._sent = 0
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.connect_ex((HOST, self._port))
+
+    def drip(self) -> None:
+        try:
+            self._sent += self._socket.send(_SLOW_HEAD[self._sent:self._sent + 1] or b"x")
+        except BlockingIOError:     # not connected yet
+            pass
+        except OSError:
+            self.close()
+            self._connect()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def dripping(port: int, number: int) -> Iterator[None]:
+    """Meanwhile so many connections send one byte of a head each a second, evenly spread."""
+    over = threading.Event()
+    drippers = [_Dripper(port) for _ in range(number)]
+
+    def drip() -> None:
+        for dripper in itertools.cycle(drippers):
+            if over.wait(1 / number):
+                return
+            dripper.drip()
+
+    for dripper in drippers:
+        dripper.drip()
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for dripper in drippers:
+            dripper.close()

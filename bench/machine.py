@@ -13,6 +13,7 @@ from pathlib import Path
 
 from contenders import Contenders, output
 from measure import BenchError, Cores
+from rivals import environment
 
 
 def machine(cores: Cores) -> dict:
@@ -37,6 +38,7 @@ def versions(contenders: Contenders) -> dict:
         "gcc": _said("gcc", "-dumpfullversion"),
         "go": _said("go", "env", "GOVERSION"),
         "fasthttp": _said("dpkg-query", "-W", "-f", "${Version}", "golang-github-valyala-fasthttp-dev"),
+        **environment.versions(),
     }
 
 

@@ -1,6 +1,6 @@
 """Processes, cores and clocks: starts a server on its core, loads it from the other, reads what it cost.
 
-Knows the kernel's books and wrk's report; nothing of HTTP, and not who is measured.
+Knows the kernel's books and wrk's report; nothing of HTTP (a request is bytes), and not who is measured.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CONNECTIONS = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class BenchError(Exception):
@@ -57,7 +58,11 @@ def free_port() -> int:
 
 
 class Server:
-    """A contender's process, pinned to its cores; it dies when the `with` ends or the bench does."""
+    """A contender's processes, pinned to its cores; they die when the `with` ends.
+
+    The process that is started leads a process group of its own; what it forks belongs to the contender:
+    it is charged, paused and killed with it.
+    """
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str],
                  cores: set[int]) -> None:
@@ -71,20 +76,14 @@ class Server:
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [*self._command, str(self.port)], cwd=HERE, env=self._environment, stderr=self._log,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=self._pin)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0,
+            preexec_fn=pinned(self._cores))
         try:
-            clock = ctypes.c_int()
-            _libc.clock_getcpuclockid(self._process.pid, ctypes.byref(clock))
-            self._clock = clock.value
             self._wait_until_it_listens()
         except BaseException:
             self.stop()
             raise
         return self
-
-    def _pin(self) -> None:
-        os.sched_setaffinity(0, self._cores)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -103,13 +102,44 @@ class Server:
     def check_alive(self) -> None:
         if self._process.poll() is not None:
             self._log.seek(0)
-            last_words = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise BenchError(f"{self.name} exited with status {self._process.returncode}: {last_words}")
+            said = self._log.read().decode(errors="replace").strip()
+            telling = re.findall(r"^.*(?:[Ee]rror|panic).*$", said, re.MULTILINE) or [said.rpartition("\n")[2]]
+            raise BenchError(f"{self.name} exited with status {self._process.returncode}: {telling[-1]}")
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
+        if not self._log.closed:
+            self._signal(signal.SIGKILL)
+            self._process.communicate()
+            self._log.close()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        """To the whole group at once, and then to descendants that have left it."""
+        strays = [pid for pid, group in self._family().items() if group != self._process.pid]
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _family(self) -> dict[int, int]:
+        """The process groups of the process that was started and of its descendants, by their ids."""
+        leader = self._process.pid
+        parents, groups = {}, {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    fields = _stat(int(entry.name))
+                    parents[int(entry.name)], groups[int(entry.name)] = int(fields[1]), int(fields[2])
+        members = {pid for pid, group in groups.items() if pid == leader or group == leader}
+        while more := {pid for pid, parent in parents.items() if parent in members} - members:
+            members |= more
+        return {pid: groups[pid] for pid in members}
 
     def ask(self) -> str:
         """Sends the process an empty line and returns the line that it prints in reply."""
@@ -119,20 +149,53 @@ class Server:
         return self._process.stdout.readline()
 
     def cpu_ns(self) -> int:
-        """User and system time of all threads so far, also of those that have exited.
+        """User and system time so far of all threads of all its processes, also of those that have exited.
 
-        The kernel's CPU clock of the process adds up what /proc/PID/task/*/schedstat shows, keeps the time
+        The kernel's CPU clock of a process adds up what /proc/PID/task/*/schedstat shows, keeps the time
         of exited threads (their schedstat is gone), and brings a thread that runs just now up to date.
+        Children that were forked and reaped are in their parent's books, in ticks.
         """
-        return time.clock_gettime_ns(self._clock)
+        total = 0
+        for pid in self._family():
+            with contextlib.suppress(OSError):
+                reaped = _stat(pid)[13:15]
+                total += time.clock_gettime_ns(_clock(pid)) + sum(map(int, reaped)) * _TICK_NS
+        return total
 
     def cpu_ticks(self) -> int:
         """User and system time in the kernel's ticks, as in /proc/PID/stat."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        return sum(map(int, _stat(self._process.pid)[11:13]))
 
     def open_files(self) -> int:
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+
+def pinned(cores: set[int]) -> Callable[[], None]:
+    """For a child, before it becomes its program: its cores, and that it dies when the bench does."""
+    def settle() -> None:
+        os.sched_setaffinity(0, cores)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return settle
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc/PID/stat says behind the name: state, parent, group ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _clock(pid: int) -> int:
+    clock = ctypes.c_int()
+    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise ProcessLookupError(pid)
+    return clock.value
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how often to load."""
+
+    rounds: int
+    seconds: int
 
 
 @dataclass
@@ -179,10 +242,17 @@ def _percentile(report: str, percent: int) -> float:
     return float(found[1]) * _MILLISECONDS[found[2]]
 
 
-def load(server: Server, seconds: int, script: str | None = None) -> Round:
-    """One round: wrk with one thread and 64 connections against the server."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency",
-               *(["-s", str(HERE / script)] if script else []), f"http://{HOST}:{server.port}/"]
+def load(server: Server, seconds: int, message: bytes, connections: int = CONNECTIONS) -> Round:
+    """One round: wrk with one thread sends `message`, a whole number of requests, again and again."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(message)
+        file.flush()
+        return _load(server, seconds, file.name, connections)
+
+
+def _load(server: Server, seconds: int, message: str, connections: int) -> Round:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(HERE / "send.lua"),
+               f"http://{HOST}:{server.port}/", "--", message]
     before = server.cpu_ns()
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 15)
     cost = server.cpu_ns() - before
@@ -203,16 +273,16 @@ def load(server: Server, seconds: int, script: str | None = None) -> Round:
     )
 
 
-def interleave(servers: Sequence[Server], rounds: int, seconds: int, script: str | None = None,
+def interleave(servers: Sequence[Server], effort: Effort, message: bytes,
                check: Callable[[Server], None] = lambda server: None) -> list[Series]:
     """Checks and warms every server, then loads them in turn, forwards and backwards, round by round."""
     for server in servers:
         check(server)
-        load(server, 1, script)
+        load(server, 1, message)
     series = {server: Series(server.name) for server in servers}
-    for number in range(rounds):
+    for number in range(effort.rounds):
         for server in servers if number % 2 == 0 else reversed(servers):
-            series[server].rounds.append(load(server, seconds, script))
+            series[server].rounds.append(load(server, effort.seconds, message))
     return list(series.values())
 
 

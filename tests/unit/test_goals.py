@@ -1,0 +1,71 @@
+"""The bench's table of goals: nothing is reached that was not compared, and nothing is hidden that was missed.
+
+Knows: bench/goals.py and the lines of bench/results/.
+Never sees: a server, a measurement.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+if not (BENCH / "goals.py").exists():
+    pytest.skip("the bench is not part of this distribution", allow_module_level=True)
+
+sys.path.insert(0, str(BENCH))
+
+goals = importlib.import_module("goals")
+
+AGAINST_EPOLL, AGAINST_FASTHTTP, AGAINST_PYTHON, LOWEST = range(4)     # the first rows of the table
+KINDS = {"C epoll": "limit", "Go fasthttp": "go", "fastserve": "ours", "wsgi": "python", "asgi": "python"}
+
+
+def stand(row: int, costs: dict[str, float], **others: Any) -> tuple[str, str]:
+    """How the row ends, and its figure, when each contender has this cost in hello-64."""
+    rounds = {name: [{"cpu_us": cost, "requests_per_s": 1.0, "p50_ms": 1.0, "p99_ms": 1.0}]
+              for name, cost in costs.items()}
+    line = {"state": "MEASURED", "figure": "-", "rounds": rounds, "kinds": KINDS, "numbers": {}, "failures": {},
+            "skipped": {}, "left_out": [], "versions": {"python": "3.11"}, **others}
+    standing = goals.standings({"hello-64": line})[row]
+    return standing.state, standing.figure
+
+
+ALL = {"C epoll": 7.0, "Go fasthttp": 8.0, "fastserve": 7.0, "wsgi": 9.0, "asgi": 20.0}
+
+
+def test_reached() -> None:
+    for row in (AGAINST_EPOLL, AGAINST_FASTHTTP, AGAINST_PYTHON, LOWEST):
+        assert stand(row, ALL)[0] == goals.REACHED
+
+
+def test_a_figure_is_not_rounded_to_its_goal() -> None:
+    assert stand(AGAINST_EPOLL, ALL | {"fastserve": 7.00007}) == (goals.MISSED, "1.00001")
+
+
+def test_best_and_lowest_need_everyone() -> None:
+    some = {name: cost for name, cost in ALL.items() if name != "asgi"}
+    for absent in ({"skipped": {"asgi": "no wheel"}}, {"left_out": ["asgi"]}):
+        for row in (AGAINST_PYTHON, LOWEST):
+            assert stand(row, some, **absent)[0] == goals.UNKNOWN
+            assert stand(row, some | {"fastserve": 10.0}, **absent)[0] == goals.MISSED
+    assert stand(LOWEST, some, failures={"asgi": "wrong answer"})[0] == goals.REACHED
+
+
+def test_a_bad_yardstick_is_not_reached() -> None:
+    assert stand(AGAINST_EPOLL, ALL | {"Go fasthttp": 7.1})[0] == goals.UNKNOWN
+    assert stand(AGAINST_EPOLL, ALL | {"Go fasthttp": 7.1, "fastserve": 8.0})[0] == goals.MISSED
+
+
+def test_our_failure_is_a_miss() -> None:
+    others = {name: cost for name, cost in ALL.items() if name != "fastserve"}
+    assert stand(LOWEST, others, failures={"fastserve": "no answer"}, state="FAIL")[0] == goals.MISSED
+    assert stand(LOWEST, {}, state="FAIL", figure="broke off")[0] == goals.MISSED
+
+
+def test_every_goal_has_its_row() -> None:
+    rows = goals.standings({})
+    assert len(rows) == len(goals.GOALS)
+    assert {row.state for row in rows} == {goals.UNKNOWN}
