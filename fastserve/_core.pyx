@@ -20,6 +20,7 @@ from fastserve.engine.atomics cimport (
     load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
     store_u64_release, sub_u32, unlock_word, wall_seconds,
 )
+from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     ASKS, AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM,
@@ -70,12 +71,13 @@ cdef extern from "<signal.h>" nogil:
 
 cdef enum:                          # how much at a time
     EVENTS = 256                    # connections of one turn
+    EVENTS_BUSY = 16                # the same while more requests wait than one batch calls
     ACCEPTS = 64                    # connections of one listener in one turn
     BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
     BLOCKS_KEPT = 1024              # and kept after a burst
     EVERYBODY = 0x7fffffff          # of a futex
     IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
-    CALLS = 256                     # handlers under one acquisition of the GIL ...
+    CALLS = 256                     # handlers under one acquisition of the GIL, at most
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
@@ -89,7 +91,6 @@ cdef enum:                          # what a handler was: Conn.slow
     NOT_JUDGED = 2                  # the watcher has judged it when it seized the call
 
 cdef enum:                          # nanoseconds
-    BATCH_TIME = 500_000            # ... and the time after which no further one is begun
     BLOCKS = 500_000                # a handler that ran alone for longer counts as one that blocks
     RATE_LOOK = 5_000_000_000       # a rate is measured over this long
     SECOND = 1_000_000_000
@@ -158,7 +159,8 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     if load_u32(&h.draining) and not r.draining:
         drain(r)
     # A worker does not sleep here while it has requests to call, or another reactor has and lacks a worker.
-    n = poll_wait(r.epoll, events, EVENTS,
+    # While more are lined up than one batch calls, little is read: it would only go cold, and take memory.
+    n = poll_wait(r.epoll, events, EVENTS if not may_call or r.ready.size < CALLS else EVENTS_BUSY,
                   0 if may_call and (r.ready.size or lease_spares(&h.crew)) else patience(r))
     if n == 0 and load_u32(&h.n_dropped):
         wake_keeper(h)
@@ -168,6 +170,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     take_home(r)
     # What came home is sent, and stalls, or closes, or reads on, before an event of it is looked at.
     flush(r)
+    r.batch.n = 0
     for i in range(n):
         tag = events[i].data.u64
         if tag >= FIRST_TAG:
@@ -178,6 +181,9 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
             admit(r, <uint32_t>(tag - LISTENER_TAG))
         elif tag == SIGNAL_TAG:
             hear_signals(h)
+    batch_go(&r.batch, False)
+    for i in range(<int>r.batch.n):
+        received(r, <Conn*>r.batch.whose[i], r.batch.results[i])
 
     expire(r)
     flush(r)
@@ -270,28 +276,38 @@ cdef void serve(Reactor* r, Conn* c) noexcept nogil:
         arm(r, c, EPOLLONESHOT)
     elif c.state == LINGER:
         discard(r, c)
-    else:
-        receive(r, c)
+    elif receives(r, c):
+        batch_add(&r.batch, c, c.fd, place_of(c), room_of(c))
 
 
-cdef void receive(Reactor* r, Conn* c) noexcept nogil:
-    cdef Input* i
-    cdef ssize_t n
-    if c.state == BODY and not c.in_place and not c.input.head.chunked:
-        n = net_recv(c.fd, c.body.data + c.body.used, body_room(c))
-        if n > 0:
-            c.body.used += <size_t>n
-    else:
-        i = c.input
-        if i is NULL:
-            i = c.input = lend_input(r)
-            if i is NULL:
-                drop(r, c)
-                return
-        n = net_recv(c.fd, i.data + i.end, i.room - i.end)
-        if n > 0:
-            i.end += <uint32_t>n
+cdef bint receives(Reactor* r, Conn* c) noexcept nogil:
+    """Room for what comes; False: there is none, and the connection is dropped."""
+    if c.input is NULL:
+        c.input = lend_input(r)
+        if c.input is NULL:
+            drop(r, c)
+            return False
+    return True
+
+
+cdef bint into_body(Conn* c) noexcept nogil:
+    return c.state == BODY and not c.in_place and not c.input.head.chunked
+
+
+cdef char* place_of(Conn* c) noexcept nogil:
+    return c.body.data + c.body.used if into_body(c) else c.input.data + c.input.end
+
+
+cdef size_t room_of(Conn* c) noexcept nogil:
+    return body_room(c) if into_body(c) else c.input.room - c.input.end
+
+
+cdef void received(Reactor* r, Conn* c, ssize_t n) noexcept nogil:
     if n > 0:
+        if into_body(c):
+            c.body.used += <size_t>n
+        else:
+            c.input.end += <uint32_t>n
         c.credit = 0
         advance(r, c)
     elif n == GONE:
@@ -647,18 +663,41 @@ cdef bint has_room(Conn* c) noexcept nogil:
 # flush: one send a connection, however many replies wait in it.
 
 cdef void flush(Reactor* r) noexcept nogil:
+    cdef Batch* b = &r.batch
     cdef Conn* c
+    cdef Output* o
+    cdef uint32_t i
     while r.dirty is not NULL:
-        c = r.dirty
-        r.dirty = c.next_dirty
-        c.dirty = False
-        # A connection that was seized is its worker's; its earlier replies went out at the seizure.
-        if c.state != AWAY and not c.stalled:
-            send_output(r, c)
+        b.n = 0
+        while r.dirty is not NULL and b.n < BATCH:
+            c = r.dirty
+            r.dirty = c.next_dirty
+            c.dirty = False
+            # A connection that was seized is its worker's; its earlier replies went out at the seizure.
+            if c.state == AWAY or c.stalled:
+                continue
+            o = c.output
+            if c.large.kind == NO_LARGE and o.start < o.end:
+                batch_add(b, c, c.fd, o.data + o.start, o.end - o.start)
+            else:
+                send_output(r, c)
+        batch_go(b, True)
+        for i in range(b.n):
+            c = <Conn*>b.whose[i]
+            if b.results[i] > 0:
+                c.sent += b.results[i]
+                c.output.start += <uint32_t>b.results[i]
+            if b.results[i] > 0 and c.output.start < c.output.end:
+                send_output(r, c)
+            else:
+                pushed(r, c, DONE if b.results[i] > 0 else <int>b.results[i])
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
-    cdef int verdict = push_out(c)
+    pushed(r, c, push_out(c))
+
+
+cdef void pushed(Reactor* r, Conn* c, int verdict) noexcept nogil:
     if verdict == GONE and c.state == READY:
         c.broken = True
     elif verdict == GONE:
@@ -947,7 +986,8 @@ cdef void drain(Reactor* r) noexcept nogil:
 
 cdef void last_look(Reactor* r, Conn* c) noexcept nogil:
     """Of a drain at an idle connection: what it has sent by now is served; has it sent nothing, it ends."""
-    receive(r, c)
+    if receives(r, c):
+        received(r, c, net_recv(c.fd, place_of(c), room_of(c)))
     if c.state == IDLE and not c.dirty:
         drop(r, c)
 

@@ -102,11 +102,12 @@ cdef class RequestCtx:
     cdef Buffer fields
     cdef Buffer trailer_fields  # of the reply
     cdef Buffer body_buffer
+    cdef bint keeps             # one of the next is there
+    cdef object query_args, form_args, form_files
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
     cdef object body_object     # exact bytes that the reply is sent from
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
-    cdef object query_args, form_args, form_files
 
     def __init__(self):
         raise TypeError("a RequestCtx is made by the server and lent to a handler")
@@ -130,7 +131,9 @@ cdef class RequestCtx:
         """The loan is over for this object. The reply stays until it is committed."""
         with cython.critical_section(self):
             self.conn = NULL
-            self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
+            if self.keeps:
+                self.keeps = False
+                self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -240,6 +243,7 @@ cdef class RequestCtx:
         args = Args.parse(raw)
         with cython.critical_section(self):
             self.check()
+            self.keeps = True
             self.query_args = args
         return args
 
@@ -268,6 +272,7 @@ cdef class RequestCtx:
             if self.conn.step != STREAMS:
                 return self.whole_body()
         if self.streamed_body is None:
+            self.keeps = True
             self.streamed_body = self.body_stream.read()
         return self.streamed_body
 
@@ -294,6 +299,7 @@ cdef class RequestCtx:
             self.check_body()
             if self.reader is None:
                 stream.ctx = self
+                self.keeps = True
                 self.reader = stream
             return self.reader
 
@@ -374,6 +380,7 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             self.check()
             if self.form_args is None:
+                self.keeps = True
                 self.form_args, self.form_files = args, files
             return self.form_args, self.form_files
 
@@ -806,6 +813,7 @@ cdef RequestCtx NO_CTX = RequestCtx.__new__(RequestCtx)     # expired for ever
 
 @cython.auto_pickle(False)
 @cython.final
+@cython.freelist(8)
 cdef class Headers:
     """The fields of a request: names are matched without case, values are str (latin-1, as sent).
 
@@ -823,31 +831,44 @@ cdef class Headers:
     def __reduce__(self):
         raise TypeError("Headers belong to a RequestCtx")
 
-    cdef list find(self, object name, bint all):
-        cdef RequestCtx ctx = self.ctx
-        cdef bytes lower = as_text(name).lower().encode("latin-1", "replace")
-        cdef const char* wanted = PyBytes_AS_STRING(lower)
-        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(lower), i
+    cdef int find(self, str name, uint32_t start) noexcept:
+        """Where a field of that name stands, from `start` on; -1: nowhere."""
+        cdef uint32_t i, size = <uint32_t>len(name)
+        cdef const char* wanted = TEXT_DATA(name)
         cdef Field* f
-        found = []
-        with cython.critical_section(ctx):
-            ctx.check()
-            for i in range(ctx.head.n_fields):
-                f = &ctx.head.fields[i]
-                if f.name.size == size and scan_same_text(ctx.base + f.name.at, wanted, size):
-                    found.append(ctx.text(f.value))
-                    if not all:
-                        break
-        return found
+        if TEXT_IS_ASCII(name):
+            for i in range(start, self.ctx.head.n_fields):
+                f = &self.ctx.head.fields[i]
+                if f.name.size == size and scan_same_text(self.ctx.base + f.name.at, wanted, size):
+                    return <int>i
+        return -1
+
+    cdef str first(self, object name):
+        """The first value of `name`; None: there is none."""
+        cdef str wanted = as_text(name)
+        cdef int i
+        with cython.critical_section(self.ctx):
+            self.ctx.check()
+            i = self.find(wanted, 0)
+            return self.ctx.text(self.ctx.head.fields[i].value) if i >= 0 else None
 
     def get(self, name: str, default=None):
         """The first value of `name`, or `default`."""
-        found = self.find(name, False)
-        return found[0] if found else default
+        value = self.first(name)
+        return default if value is None else value
 
     def getall(self, name: str) -> list[str]:
         """Every value of `name`, in wire order."""
-        return self.find(name, True)
+        cdef str wanted = as_text(name)
+        cdef int i
+        found = []
+        with cython.critical_section(self.ctx):
+            self.ctx.check()
+            i = self.find(wanted, 0)
+            while i >= 0:
+                found.append(self.ctx.text(self.ctx.head.fields[i].value))
+                i = self.find(wanted, <uint32_t>i + 1)
+        return found
 
     def items(self) -> list[tuple[str, str]]:
         """Pairs in wire order, names as sent."""
@@ -872,13 +893,13 @@ cdef class Headers:
         return [value for _, value in self.items()]
 
     def __getitem__(self, name: str) -> str:
-        found = self.find(name, False)
-        if not found:
+        value = self.first(name)
+        if value is None:
             raise KeyError(name)
-        return found[0]
+        return value
 
     def __contains__(self, name) -> bool:
-        return isinstance(name, str) and bool(self.find(name, False))
+        return isinstance(name, str) and self.first(name) is not None
 
     def __iter__(self):
         return iter(self.keys())

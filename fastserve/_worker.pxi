@@ -12,9 +12,10 @@ cdef extern from "sole.h":
     bint is_sole(PyObject* o)
 
 cdef extern from "Python.h":
-    PyObject* PyContext_Copy(PyObject* context)
-    int PyContext_Enter(PyObject* context)
-    int PyContext_Exit(PyObject* context)
+    object PyContext_Copy(object context)
+    int PyContext_Enter(object context)
+    int PyContext_Exit(object context)
+    Py_ssize_t PyObject_Size(object o)
     object PyObject_CallOneArg(object callable, object argument)
     void c_decref "Py_DECREF"(PyObject* o)
 
@@ -36,6 +37,8 @@ cdef class Worker:
     cdef object handler, on_headers, error_handler
     cdef bint streams           # unless on_headers says otherwise a handler reads the body itself
     cdef object context
+    cdef object fresh           # a copy of it that no handler has changed; None: to be made
+    cdef bint reuses            # the context is empty, and so an empty copy is as good as a fresh one
     cdef RequestCtx ctx
 
     def __cinit__(self, Core core not None, uint32_t index):
@@ -46,6 +49,7 @@ cdef class Worker:
         self.error_handler = core.config.error_handler
         self.streams = core.config.stream_request_body
         self.context = core.context
+        self.reuses = PyObject_Size(core.context) == 0
         self.ctx = RequestCtx.__new__(RequestCtx)
         memset(&self.desk, 0, sizeof(Desk))
         self.desk.house = self.house
@@ -77,7 +81,8 @@ cdef class Worker:
         cdef House* h = self.house
         cdef Reactor* r = d.reactor
         cdef Conn* c
-        cdef int64_t began
+        cdef int64_t began = 0
+        cdef uint32_t ticks
         cdef bint alone
         cdef int n
         if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
@@ -85,7 +90,7 @@ cdef class Worker:
             return
         if load_u32(&h.n_dropped) and not self.release_dropped():
             return
-        began = now_ns()
+        ticks = load_u32(&r.lease.ticks)
         for n in range(CALLS):
             c = next_call(r)
             if c is NULL:
@@ -122,7 +127,9 @@ cdef class Worker:
                 commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
                 count_reply(r, self.ctx.reply.status)
                 finish(r, c)
-            if r.ready.first is not c and now_ns() - began >= BATCH_TIME:
+            if r.ready.first is not c and load_u32(&r.lease.ticks) != ticks:
+                # The watcher looks every millisecond: that is long enough, for others who wait and
+                # for the replies that do.
                 return
 
     cdef void attend(self, Conn* c) noexcept:
@@ -165,10 +172,11 @@ cdef class Worker:
     cdef bint invoke(self, object function, object error) noexcept:
         """Calls a handler or a hook in a fresh copy of the context that `start` was called in. True: it
         said so, which only on_headers may, or it failed; either way the reply is there."""
-        cdef PyObject* context = PyContext_Copy(<PyObject*>self.context)
         cdef object answer
         cdef bint answered = False
-        PyContext_Enter(context)
+        if self.fresh is None:
+            self.fresh = PyContext_Copy(self.context)
+        PyContext_Enter(self.fresh)
         try:
             answer = PyObject_CallOneArg(function, self.ctx) if error is None else function(self.ctx, error)
             if answer is not None:
@@ -178,8 +186,9 @@ cdef class Worker:
         except BaseException as raised:
             answered = True
             self.failed(raised)
-        PyContext_Exit(context)
-        c_decref(context)
+        PyContext_Exit(self.fresh)
+        if not (self.reuses and is_sole(<PyObject*>self.fresh) and PyObject_Size(self.fresh) == 0):
+            self.fresh = None
         return answered
 
     cdef void failed(self, object error) noexcept:
@@ -291,7 +300,7 @@ cdef class Core:
             h.crew.mates[i].index = i
         for i in range(config.reactors):
             h.n_reactors += 1
-            reactor_make(h, i, config.name.encode("ascii"))
+            reactor_make(h, i, config.name.encode("ascii"), config.io_uring)
         h.crew.n_leases = h.n_reactors
 
     def __dealloc__(self):
@@ -452,6 +461,7 @@ cdef class Core:
                     c_close(r.slots.table[k].fd)
             c_close(r.epoll)
             c_close(r.lease.event)
+            batch_unmake(&r.batch)
 
     def stats(self) -> dict:
         """Counters since the start, summed over the reactors, and what is in use now."""
@@ -531,7 +541,7 @@ cdef int fill_limits(Limits* lim, config) except -1:
     return 0
 
 
-cdef int reactor_make(House* h, uint32_t index, bytes name) except -1:
+cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) except -1:
     cdef Reactor* r = &h.reactors[index]
     cdef Limits* lim = &h.limits
     cdef uint32_t rejects = lim.concurrency // 4 if lim.concurrency // 4 < REJECTS else REJECTS
@@ -550,6 +560,7 @@ cdef int reactor_make(House* h, uint32_t index, bytes name) except -1:
     r.accept_again = NEVER
     r.now = now_ns()
     scribe_make(&r.scribe, name, <uint32_t>len(name))
+    batch_make(&r.batch, with_ring)
     if not (slots_make(&r.slots, lim.concurrency + rejects + 1)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
@@ -593,6 +604,7 @@ cdef void close_descriptors(House* h) noexcept:
         r.n_listeners = 0
         c_close(r.epoll)
         c_close(r.lease.event)
+        batch_unmake(&r.batch)
         r.epoll = r.lease.event = -1
     drop_references(h)
 

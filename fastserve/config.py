@@ -199,6 +199,10 @@ class Config:
         meaning="event loops; they run handlers in parallel only on free-threaded Python",
         none="1; on free-threaded Python as many as usable cores",
     )
+    io_uring: bool = _setting(
+        "flag", True, "", "workers", 0, 0,
+        meaning="receive and send by batches, each one system call, where the kernel allows io_uring (Linux 5.18)",
+    )
     on_worker_start: Callable[[], object] | None = _setting(  # noqa: RUF009 - it returns dataclasses.field()
         "hook", None, "", "workers", 0, 0,
         meaning="called without arguments in each new worker thread before its first request",

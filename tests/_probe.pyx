@@ -302,5 +302,44 @@ def chunked_loop(bytes data, long rounds):
     return (time.perf_counter_ns() - start) / rounds, verdict
 
 
+# ---- batch ---------------------------------------------------------------------------------------------
+
+from fastserve.engine cimport batch as batches
+from fastserve.engine.net cimport c_close
+
+
+cdef class Batches:
+    """One after the other through one ring, if `with_ring` and the kernel has it: `ring` says so."""
+    cdef batches.Batch* b
+    cdef readonly bint ring
+
+    def __cinit__(self, bint with_ring):
+        self.b = <batches.Batch*>malloc(sizeof(batches.Batch))
+        batches.batch_make(self.b, with_ring)
+        self.ring = self.b.ring.fd >= 0
+
+    def __dealloc__(self):
+        batches.batch_unmake(self.b)
+        free(self.b)
+
+    def ruin(self):
+        """From here on the kernel takes no call of the ring."""
+        if self.ring:
+            c_close(self.b.ring.fd)
+            self.b.ring.fd = 0x7fffffff
+
+    def go(self, calls, bint sends):
+        """Sends bytes, or receives into so much room: [(fd, bytes)] or [(fd, size)]. Results, and what came."""
+        cdef uint32_t i
+        buffers = [bytearray(what) if sends else bytearray(b"\xaa" * what) for _, what in calls]
+        self.b.n = 0
+        for i, (fd, _) in enumerate(calls):
+            batches.batch_add(self.b, NULL, fd, <char*>buffers[i], len(buffers[i]))
+        with nogil:
+            batches.batch_go(self.b, sends)
+        results = [self.b.results[i] for i in range(self.b.n)]
+        return results, [bytes(buffer[:max(n, 0)]) for buffer, n in zip(buffers, results)]
+
+
 include "_probe_lease.pxi"
 include "_probe_fuzz.pxi"

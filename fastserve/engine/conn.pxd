@@ -64,15 +64,21 @@ cdef enum:
 
 cdef struct Large:
     # The body of the last reply in `Output`, when it is too large to be copied there.
+    uint8_t kind
     const char* data
     size_t size
     size_t sent
     void* owner
-    uint8_t kind
 
 
 cdef struct Conn:
-    Timer timer             # first: a timer is its connection
+    # What every request touches comes first, in two lines of the cache.
+    Timer timer             # first of all: a timer is its connection
+    # of the slot, not of the connection in it
+    uint32_t index
+    uint32_t generation
+    uint32_t armed          # what the epoll set reports; atomic: whoever sent it home looks once more
+    # of the connection
     int fd
     uint8_t state
     uint8_t timed_by        # the list that `timer` is in
@@ -88,32 +94,28 @@ cdef struct Conn:
     uint8_t resumes         # it comes home without a reply, for its body to be received
     uint8_t aborted         # its reply broke off: reset, so that the client does not take it for the whole
     uint8_t continued       # some of the body has come, or 100 was said
-    uint16_t refused        # REFUSED: the status
-    uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
     uint16_t last_status    # of the reply of a handler that ran off lease
     uint32_t requests       # so far, the current one included
     uint32_t consumed       # bytes of `input` from `start` that the current request takes
-    int64_t body_limit      # of the current request, once its head is there
-    int64_t body_left       # ASKS, STREAMS, without chunked coding: bytes that nobody has taken yet
-    uint32_t discarded      # while lingering
-    Conn* next_ready        # ready list; free list; inbox
-    Conn* next_dirty
     Input* input
     Output* output
-    Large large
-    Body body
-    Chunked chunked
+    Conn* next_ready        # ready list; free list; inbox
+    Conn* next_dirty
     int64_t began           # the phase that a deadline measures
+    int64_t sent            # bytes, ever
+    int64_t body_limit      # of the current request, once its head is there
+    Large large             # its `kind` first
+    Body body
+    int64_t body_left       # ASKS, STREAMS, without chunked coding: bytes that nobody has taken yet
     int64_t looked          # the last look at a body; the last progress of a stalled reply
     int64_t progress        # bytes received at that look; bytes sent when the stall began
     int64_t mark            # bytes sent at the last progress of a stalled reply
-    int64_t sent            # bytes, ever
+    uint16_t refused        # REFUSED: the status
+    uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
+    uint32_t discarded      # while lingering
+    Chunked chunked
     uint64_t id
     sockaddr_in6 peer
-    # of the slot, not of the connection in it
-    uint32_t index
-    uint32_t generation
-    uint32_t armed          # what the epoll set reports; atomic: whoever sent it home looks once more
 
 
 cdef struct Slots:
@@ -149,7 +151,8 @@ cdef inline Conn* slot_take(Slots* s, int fd, uint64_t id) noexcept nogil:
         s.touched += 1
     else:
         return NULL
-    memset(c, 0, <char*>&c.index - <char*>c)
+    memset(&c.timer, 0, sizeof(c.timer))
+    memset(&c.fd, 0, <size_t>(<char*>(c + 1) - <char*>&c.fd))
     c.fd = fd
     c.id = id
     c.state = IDLE

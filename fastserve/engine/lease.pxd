@@ -94,6 +94,7 @@ cdef struct Lease:
     uint32_t holder         # index of a worker, or WATCHER
     uint32_t asker          # 1 + index of the worker that waits with the GIL in hand; 0: none
     uint32_t gil_waiter     # 1 + index of the worker that was seized in WANT; the watcher's
+    uint32_t ticks          # the watcher's looks so far; whoever holds may read them as a coarse clock
     uint32_t asleep         # futex: the watcher sleeps until somebody publishes
     uint32_t hungry         # the watcher's: it is counted in `wanted`
     uint32_t closed         # the watcher holds for ever: nobody is lent this lease again
@@ -108,7 +109,7 @@ cdef inline void lease_make(Lease* l, uint32_t index, int event) noexcept nogil:
     l.n = <uint64_t>index << 48
     l.word = l.n << 2 | IO
     l.holder = WATCHER
-    l.asker = l.gil_waiter = l.asleep = l.hungry = l.closed = 0
+    l.ticks = l.asker = l.gil_waiter = l.asleep = l.hungry = l.closed = 0
     l.inbox = NULL
     l.index = index
     l.event = event
@@ -364,6 +365,7 @@ cdef inline int watcher_looks(Lease* l, Crew* c, Look* seen, bint gil) noexcept 
     cdef int64_t now = now_ns()
     cdef int64_t cpu = 0, computed, passed = now - seen.at
     cdef bint news = word != seen.word
+    count_u32(&l.ticks, 1)
     seen.at = now
     if state == CALL and holder != WATCHER:
         cpu = clock_ns(c.mates[holder].cpu_clock)

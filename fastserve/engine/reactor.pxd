@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from fastserve.engine.atomics cimport (
     add_u32, futex_wake, lock_word, now_ns, store_u32, store_u32_seq, unlock_word,
 )
+from fastserve.engine.batch cimport Batch
 from fastserve.engine.conn cimport (
     LARGE_MEMORY, LARGE_OBJECT, NO_LARGE, Conn, Input, Output, Queue, Slots, input_at, slot_tag,
 )
@@ -110,6 +111,7 @@ cdef struct Reactor:
     int64_t accept_pause
     uint32_t n_listeners
     Listener listeners[LISTENERS]
+    Batch batch
     Stats stats
 
 

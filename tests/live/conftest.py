@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ import pytest
 
 from fastserve import RequestCtx, Server
 
+SEED = os.environ["FASTSERVE_SEED"]     # drawn and printed by tests/conftest.py
 PATIENCE = 20.0
 """Seconds after which whatever is waited for counts as never coming. No test waits so long when all is well."""
 
@@ -369,6 +371,8 @@ class Serve:
         self.descriptors_may_stay = False
 
     def __call__(self, handler: Callable[[RequestCtx], None], *binds: str, **config: Any) -> Running:
+        # With batches in one system call and without: a coin, thrown by test and seed, so that both are met.
+        config.setdefault("io_uring", zlib.crc32(f"{SEED} {os.environ['PYTEST_CURRENT_TEST']}".encode()) & 1 == 0)
         server = Running(Server(handler, **config).start(*(binds or ("127.0.0.1:0",))))
         self.running.append(server)
         return server

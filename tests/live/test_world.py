@@ -192,6 +192,27 @@ def test_each_call_has_a_fresh_copy_of_the_context_of_start(serve: Serve) -> Non
     assert VALUE.get() == "unset"
 
 
+def test_an_empty_context_is_as_good_as_a_fresh_one(serve: Serve) -> None:
+    """Started in a context without variables, where a worker may use an empty copy again."""
+    other: contextvars.ContextVar[str] = contextvars.ContextVar("other", default="unset")
+    kept: list[contextvars.Token[str]] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.write(f"{VALUE.get()} {other.get()}")
+        if ctx.path == "/set":
+            VALUE.set("of a handler")
+        elif ctx.path == "/keep":
+            kept.append(other.set("of a handler"))
+            other.reset(kept[0])
+        elif ctx.path == "/reset":
+            other.reset(other.set("of a handler"))
+
+    wire = contextvars.Context().run(serve, handler, workers=2, reactors=1).connect()
+    for path in ["/", "/set", "/", "/reset", "/keep", "/", "/set", "/set", "/"]:
+        assert wire.get(path).body == b"unset unset"
+        kept.clear()
+
+
 def test_a_context_outlives_an_exception(serve: Serve) -> None:
     def handler(ctx: RequestCtx) -> None:
         before = VALUE.get()

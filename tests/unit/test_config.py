@@ -75,6 +75,7 @@ def test_defaults() -> None:
         "name": "fastserve",
         "default_date": True,
         "default_content_type": True,
+        "io_uring": True,
         "log_all_errors": False,
     }
 
