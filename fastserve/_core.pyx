@@ -236,16 +236,16 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
             count_u64(&r.stats.refused, 1)
             c_close(fd)
             continue
-        if not r.listeners[i].local:
-            net_no_delay(fd)
         memcpy(&c.peer, &peer, sizeof(peer))
-        poll_add(r.epoll, fd, EPOLLIN, slot_tag(c))
-        store_u32(&c.armed, EPOLLIN)
         time_idle(r, c)
         if add_u32(&h.connections, 1) > h.limits.concurrency:
             count_u64(&r.stats.refused, 1)
             note(h, NOTE_CONCURRENCY, h.limits.concurrency)
             refuse(r, c, 503)
+        elif not r.draining:
+            # Its first request is often there already: read before it joins the epoll set, which one that closes
+            # behind its reply never does. A drain looks at all of them anyway.
+            serve(r, c)
 
 
 cdef void accept_backs_off(Reactor* r) noexcept nogil:
@@ -276,6 +276,9 @@ cdef void serve(Reactor* r, Conn* c) noexcept nogil:
         arm(r, c, EPOLLONESHOT)
     elif c.state == LINGER:
         discard(r, c)
+    elif r.batch.n == BATCH:
+        # The event comes again.
+        arm(r, c, EPOLLIN)
     elif receives(r, c):
         batch_add(&r.batch, c, c.fd, place_of(c), room_of(c))
 
@@ -314,6 +317,8 @@ cdef void received(Reactor* r, Conn* c, ssize_t n) noexcept nogil:
         drop(r, c)
     elif c.state == IDLE:
         give_input(r, c)
+    if c.armed == 0 and not c.dirty and (c.state == IDLE or c.state == HEAD or c.state == BODY):
+        arm(r, c, EPOLLIN)
 
 
 cdef void advance(Reactor* r, Conn* c) noexcept nogil:
@@ -958,7 +963,10 @@ cdef void drop(Reactor* r, Conn* c) noexcept nogil:
     timer_stop(&c.timer)
     undirty(r, c)
     give_buffers(r, c)
-    net_close(r.epoll, c.fd)
+    if c.armed:
+        net_close(r.epoll, c.fd)
+    else:
+        c_close(c.fd)
     slot_give(&r.slots, c)
     sub_u32(&r.house.connections, 1)
 

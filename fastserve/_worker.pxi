@@ -310,6 +310,9 @@ cdef class Core:
     def listen(self, uint32_t reactor, int fd, bint local, bint shared) -> None:
         """The listening descriptor, non-blocking, is the reactor's from now on. Before `start` only."""
         cdef Reactor* r = &self.house.reactors[reactor]
+        if not local:
+            # What it accepts inherits that.
+            net_no_delay(fd)
         r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared)
         if listen_on(r, r.n_listeners) < 0:
             raise OSError("epoll refused a listener")

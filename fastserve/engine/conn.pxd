@@ -77,7 +77,7 @@ cdef struct Conn:
     # of the slot, not of the connection in it
     uint32_t index
     uint32_t generation
-    uint32_t armed          # what the epoll set reports; atomic: whoever sent it home looks once more
+    uint32_t armed          # what the epoll set reports; 0: it is not in the set; atomic: whoever sent it home looks once more
     # of the connection
     int fd
     uint8_t state
@@ -153,6 +153,7 @@ cdef inline Conn* slot_take(Slots* s, int fd, uint64_t id) noexcept nogil:
         return NULL
     memset(&c.timer, 0, sizeof(c.timer))
     memset(&c.fd, 0, <size_t>(<char*>(c + 1) - <char*>&c.fd))
+    store_u32(&c.armed, 0)
     c.fd = fd
     c.id = id
     c.state = IDLE

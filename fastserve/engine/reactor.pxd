@@ -21,7 +21,7 @@ from fastserve.engine.deadline cimport Deadlines, timer_start, timer_touch
 from fastserve.engine.http1 cimport http1_begin
 from fastserve.engine.lease cimport Crew, Lease
 from fastserve.engine.limits cimport Limits
-from fastserve.engine.poll cimport poll_change
+from fastserve.engine.poll cimport poll_add, poll_change
 from fastserve.engine.pool cimport (
     Bodies, Pool, body_drop, mem_give, mem_grow, pool_lend, pool_return,
 )
@@ -246,9 +246,13 @@ cdef inline void undirty(Reactor* r, Conn* c) noexcept nogil:
 
 
 cdef inline void arm(Reactor* r, Conn* c, uint32_t events) noexcept nogil:
+    cdef bint joins = c.armed == 0
     if c.armed != events:
         store_u32_seq(&c.armed, events)
-        poll_change(r.epoll, c.fd, events, slot_tag(c))
+        if joins:
+            poll_add(r.epoll, c.fd, events, slot_tag(c))
+        else:
+            poll_change(r.epoll, c.fd, events, slot_tag(c))
 
 
 cdef inline void time_idle(Reactor* r, Conn* c) noexcept nogil:

@@ -3,6 +3,7 @@
 Knows: the fixture `serve`, raw sockets. Never sees: the core's inside.
 """
 
+import os
 import socket
 import threading
 
@@ -208,3 +209,41 @@ def test_a_drain_ends_a_connection_whose_reply_was_committed_before_it(serve: Se
     assert wire.ended()
     stopping.join()
     assert server.clean
+
+
+def watched() -> int:
+    """Descriptors in all epoll sets of this process."""
+    number = 0
+    for fd in os.listdir("/proc/self/fdinfo"):
+        try:
+            with open(f"/proc/self/fdinfo/{fd}") as info:
+                number += sum(line.startswith("tfd:") for line in info)
+        except FileNotFoundError:
+            continue
+    return number
+
+
+def test_a_connection_joins_the_epoll_set_when_it_is_waited_for(serve: Serve) -> None:
+    """The first requests are there before the server is; one connection closes behind its reply, one stays."""
+    def handler(ctx: RequestCtx) -> None:
+        ctx.write(str(watched()))
+
+    with (socket.create_server(("127.0.0.1", 0)) as listener,
+          socket.create_connection(listener.getsockname()) as closes,
+          socket.create_connection(listener.getsockname()) as stays):
+        closes.sendall(request("GET", "/", "Connection: close"))
+        stays.sendall(request())
+        server = serve(handler, f"fd:{listener.fileno()}", workers=2, reactors=1)
+        first, second = (read_count(client) for client in (closes, stays))
+        assert first == second, "neither was waited for before its handler was called"
+        stays.sendall(request())
+        assert read_count(stays) == first + 1
+        server.shutdown()
+
+
+def read_count(client: socket.socket) -> int:
+    client.settimeout(PATIENCE)
+    reply = b""
+    while b"\r\n\r\n" not in reply or not reply.partition(b"\r\n\r\n")[2]:
+        reply += client.recv(4096)
+    return int(reply.partition(b"\r\n\r\n")[2])
