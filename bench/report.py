@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ PANELS = (
     ("sleep", "every handler sleeps 10 ms"),
 )
 STRONG, PLAIN, PALE, INK, QUIET = "#c2410c", "#9aa5b1", "#d5dae0", "#1f2933", "#616e7c"
+BESIDE = "C epoll", "Go fasthttp"
+BY_RATE = {"some", "sleep", "blog-keep-alive", "blog-close", "cpu"}
+COST = "cpu_us", "CPU us", "{:.2f}"
+RATE = "requests_per_s", "requests/s", "{:,.0f}"
 CUT = 5     # bars that are so many times ours are cut
 
 
@@ -72,6 +77,22 @@ def case_paper(line: Mapping) -> str:
 def goal_paper(results: Mapping[str, dict]) -> str:
     rows = [[row.words, row.wanted, row.figure, row.state, row.why] for row in standings(results)]
     return columns([["goal", "wanted", "figure", "state", ""], *rows])
+
+
+def summary(results: Mapping[str, dict]) -> str:
+    """The README's table in Markdown, a row a case: requests/s where handlers wait or compute, else CPU a request."""
+    rows = [["case", "", OURS, *BESIDE, "the best other Python server"], ["---"] * 6]
+    for case, line in results.items():
+        series = series_of(line)
+        if OURS not in series or not line.get("kinds"):
+            continue
+        quantity, unit, form = RATE if case in BY_RATE else COST
+        others = sorted((one for name, one in series.items() if line["kinds"].get(name) == "python"),
+                        key=operator.methodcaller("median", quantity), reverse=case in BY_RATE)
+        shown = [form.format(series[name].median(quantity)) if name in series else "" for name in (OURS, *BESIDE)]
+        shown.append(f"{form.format(others[0].median(quantity))} ({others[0].name})" if others else "")
+        rows.append([line["title"], unit, *shown])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def latest(lines: Iterable[str]) -> dict[str, dict]:
@@ -185,6 +206,7 @@ def main() -> None:
     for line in results.values():
         print(f"\n{line['case']}: {line.get('title', '')}\n{case_paper(line)}")
     print("\n" + goal_paper(results))
+    print("\n" + summary(results))
     for path in draw(results, HERE / "charts"):
         print(path)
 
