@@ -242,10 +242,16 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
             count_u64(&r.stats.refused, 1)
             note(h, NOTE_CONCURRENCY, h.limits.concurrency)
             refuse(r, c, 503)
-        elif not r.draining:
+        elif r.draining:
+            # The drain looks at all of them.
+            pass
+        elif r.may_call:
             # Its first request is often there already: read before it joins the epoll set, which one that closes
-            # behind its reply never does. A drain looks at all of them anyway.
+            # behind its reply never does.
             serve(r, c)
+        else:
+            # Left to the worker that the watcher may find behind this turn.
+            arm(r, c, EPOLLIN)
 
 
 cdef void accept_backs_off(Reactor* r) noexcept nogil:

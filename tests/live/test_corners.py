@@ -224,21 +224,31 @@ def watched() -> int:
 
 
 def test_a_connection_joins_the_epoll_set_when_it_is_waited_for(serve: Serve) -> None:
-    """The first requests are there before the server is; one connection closes behind its reply, one stays."""
-    def handler(ctx: RequestCtx) -> None:
-        ctx.write(str(watched()))
+    """A handler makes two clients whose requests are there before they are accepted: one closes, one stays."""
+    made: list[socket.socket] = []
 
-    with (socket.create_server(("127.0.0.1", 0)) as listener,
-          socket.create_connection(listener.getsockname()) as closes,
-          socket.create_connection(listener.getsockname()) as stays):
-        closes.sendall(request("GET", "/", "Connection: close"))
-        stays.sendall(request())
-        server = serve(handler, f"fd:{listener.fileno()}", workers=2, reactors=1)
-        first, second = (read_count(client) for client in (closes, stays))
-        assert first == second, "neither was waited for before its handler was called"
-        stays.sendall(request())
-        assert read_count(stays) == first + 1
-        server.shutdown()
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/make":
+            for fields in (["Connection: close"], []):
+                made.append(socket.create_connection(("127.0.0.1", server.port)))
+                made[-1].sendall(request("GET", "/", *fields))
+        else:
+            ctx.write(str(watched()))
+
+    def neither_was_watched() -> bool:
+        """Unless the watcher came between and accepted one itself."""
+        assert wire.get("/make").status == 200
+        closes, stays = made[-2:]
+        with closes, stays:
+            first, second = read_count(closes), read_count(stays)
+            stays.sendall(request())
+            third = read_count(stays)
+        wait_until(lambda: server.stats()["connections"] == 1, "both to be gone")
+        return first == second == third - 1
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect()
+    wait_until(neither_was_watched, "connections that are read before they are watched")
 
 
 def read_count(client: socket.socket) -> int:
