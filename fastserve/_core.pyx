@@ -25,7 +25,7 @@ from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     ASKS, AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM,
     READY, REFUSED, STREAMS, TOLD, WHOLE, Conn, Input, Output, input_compact, input_size, queue_cut, queue_pop,
-    queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take, slots_make, slots_unmake,
+    queue_push, queue_push_front, slot_give, slot_of, slot_take, slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
@@ -71,7 +71,6 @@ cdef extern from "<signal.h>" nogil:
 
 cdef enum:                          # how much at a time
     EVENTS = 256                    # connections of one turn
-    EVENTS_BUSY = 16                # the same while more requests wait than one batch calls
     ACCEPTS = 64                    # connections of one listener in one turn
     BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
     BLOCKS_KEPT = 1024              # and kept after a burst
@@ -159,8 +158,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     if load_u32(&h.draining) and not r.draining:
         drain(r)
     # A worker does not sleep here while it has requests to call, or another reactor has and lacks a worker.
-    # While more are lined up than one batch calls, little is read: it would only go cold, and take memory.
-    n = poll_wait(r.epoll, events, EVENTS if not may_call or r.ready.size < CALLS else EVENTS_BUSY,
+    n = poll_wait(r.epoll, events, EVENTS,
                   0 if may_call and (r.ready.size or lease_spares(&h.crew)) else patience(r))
     if n == 0 and load_u32(&h.n_dropped):
         wake_keeper(h)

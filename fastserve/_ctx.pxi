@@ -272,8 +272,11 @@ cdef class RequestCtx:
             if self.conn.step != STREAMS:
                 return self.whole_body()
         if self.streamed_body is None:
-            self.keeps = True
-            self.streamed_body = self.body_stream.read()
+            whole = self.body_stream.read()
+            with cython.critical_section(self):
+                self.check()
+                self.keeps = True
+                self.streamed_body = whole
         return self.streamed_body
 
     cdef int check_body(self) except -1:

@@ -128,7 +128,7 @@ cdef class Worker:
                 count_reply(r, self.ctx.reply.status)
                 finish(r, c)
             if r.ready.first is not c and load_u32(&r.lease.ticks) != ticks:
-                # The watcher looks every millisecond: that is long enough, for others who wait and
+                # The watcher looks every millisecond at least: that is long enough, for others who wait and
                 # for the replies that do.
                 return
 
@@ -549,6 +549,7 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     cdef Limits* lim = &h.limits
     cdef uint32_t rejects = lim.concurrency // 4 if lim.concurrency // 4 < REJECTS else REJECTS
     r.house = h
+    batch_make(&r.batch, with_ring)
     lease_make(&r.lease, index, event_make())
     h.crew.leases[index] = &r.lease
     r.epoll = poll_make()
@@ -563,7 +564,6 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     r.accept_again = NEVER
     r.now = now_ns()
     scribe_make(&r.scribe, name, <uint32_t>len(name))
-    batch_make(&r.batch, with_ring)
     if not (slots_make(&r.slots, lim.concurrency + rejects + 1)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)

@@ -305,28 +305,41 @@ def chunked_loop(bytes data, long rounds):
 # ---- batch ---------------------------------------------------------------------------------------------
 
 from fastserve.engine cimport batch as batches
-from fastserve.engine.net cimport c_close
-
 
 cdef class Batches:
     """One after the other through one ring, if `with_ring` and the kernel has it: `ring` says so."""
     cdef batches.Batch* b
     cdef readonly bint ring
+    cdef int fd
 
     def __cinit__(self, bint with_ring):
         self.b = <batches.Batch*>malloc(sizeof(batches.Batch))
         batches.batch_make(self.b, with_ring)
-        self.ring = self.b.ring.fd >= 0
+        self.fd = self.b.ring.fd
+        self.ring = self.fd >= 0
 
     def __dealloc__(self):
+        self.mend()
         batches.batch_unmake(self.b)
         free(self.b)
 
     def ruin(self):
-        """From here on the kernel takes no call of the ring."""
+        """From here on the kernel takes no call of the ring, until it is mended."""
         if self.ring:
-            c_close(self.b.ring.fd)
             self.b.ring.fd = 0x7fffffff
+
+    def mend(self):
+        self.b.ring.fd = self.fd
+
+    def receive_at_most(self, int fd, size_t size):
+        """Four receives from one socket that may each take so much; there is room for the few bytes that come."""
+        cdef char room[4096]
+        cdef int _
+        self.b.n = 0
+        for _ in range(4):
+            batches.batch_add(self.b, NULL, fd, room, size)
+        batches.batch_go(self.b, False)
+        return [self.b.results[i] for i in range(4)]
 
     def go(self, calls, bint sends):
         """Sends bytes, or receives into so much room: [(fd, bytes)] or [(fd, size)]. Results, and what came."""

@@ -77,7 +77,7 @@ cdef struct Conn:
     # of the slot, not of the connection in it
     uint32_t index
     uint32_t generation
-    uint32_t armed          # what the epoll set reports; 0: it is not in the set; atomic: whoever sent it home looks once more
+    uint32_t armed          # what the epoll set reports; 0: it is not in it; atomic: who sent it home looks again
     # of the connection
     int fd
     uint8_t state

@@ -19,6 +19,7 @@ enum { RING_SETUP = 425, RING_ENTER = 426 };                /* the same on every
 enum { RING_SEND = 26, RING_RECV = 27 };                    /* IORING_OP_SEND, IORING_OP_RECV */
 enum { RING_SUBMIT_ALL = 1 << 7, RING_SINGLE_MMAP = 1 << 0, RING_GETEVENTS = 1 << 0 };
 #define RING_SQES_AT 0x10000000
+#define RING_MOST (1u << 30)    /* bytes of one call: from 2 GiB on the kernel refuses it */
 
 struct ring_offsets { uint32_t head, tail, mask, entries, a, b, c, d; uint64_t e; };
 struct ring_params {
@@ -92,7 +93,7 @@ static inline uint32_t ring_go(struct ring *r, int opcode, const struct ring_cal
         s->opcode = (uint8_t)opcode;
         s->fd = calls[i].fd;
         s->data = (uint64_t)(uintptr_t)calls[i].data;
-        s->size = (uint32_t)calls[i].size;
+        s->size = calls[i].size < RING_MOST ? (uint32_t)calls[i].size : RING_MOST;
         s->message_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
         s->user = i;
     }

@@ -50,6 +50,8 @@ def compute():
         pass
 
 def hold_the_gil():
+    # A signal that this thread took would end the sleep.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     say("called")
     ctypes.PyDLL(None).sleep(600)
 
