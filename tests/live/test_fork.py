@@ -153,6 +153,7 @@ def handler(ctx):
     report(ctx, look)
 
 signal.signal(signal.SIGTERM, mine)
+signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell ignores it for what runs in its background
 server = Server(handler)
 server.serve("127.0.0.1:0", ready=ready)
 """)
