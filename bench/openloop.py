@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from measure import BUILD, HERE, BenchError
 
 OWN_SHARE = 0.10        # of the p99: the generator's own delay beyond which the latencies are not the server's
+OWN_FLOOR = 20.0        # microseconds of it that no generator of one thread does without: its sends take turns
 LEAST_RATE = 0.99       # of the wanted rate: below it the server is saturated and its latencies only grow with time
 
 
@@ -49,7 +50,7 @@ def believe(said: dict, rate: int) -> OpenLoop:
         raise BenchError(f"{said['rate']:,.0f} instead of {rate:,} requests/s were answered: {said['errors']} errors, "
                          f"{said['unanswered']} without an answer, {said['lost']} not sent")
     for delay, what in (("behind_p99_us", "sent late"), ("unread_p99_us", "read late")):
-        if said[delay] > OWN_SHARE * said["p99_us"]:
+        if said[delay] > max(OWN_SHARE * said["p99_us"], OWN_FLOOR):
             raise BenchError(f"the generator is too slow here: 1% was {what} by {said[delay]:.0f} us or more, "
                              f"of a p99 of {said['p99_us']:.0f} us")
     return OpenLoop(**{field.name: said[field.name] for field in fields(OpenLoop)})

@@ -238,8 +238,9 @@ def test_words_that_nobody_asked_for_are_an_error() -> None:
 
 @pytest.mark.parametrize(("change", "why"), [
     ({"rate": 989.0, "lost": 11}, "989 instead of 1,000 requests/s were answered: 0 errors, 0 without an answer, 11"),
-    ({"behind_p99_us": 10.1}, "1% was sent late by 10 us or more, of a p99 of 100 us"),
-    ({"unread_p99_us": 10.1}, "1% was read late by 10 us or more, of a p99 of 100 us"),
+    ({"behind_p99_us": 20.1}, "1% was sent late by 20 us or more, of a p99 of 100 us"),
+    ({"behind_p99_us": 30.1, "p99_us": 300.0}, "1% was sent late by 30 us or more, of a p99 of 300 us"),
+    ({"unread_p99_us": 20.1}, "1% was read late by 20 us or more, of a p99 of 100 us"),
 ])
 def test_what_must_not_be_believed(change: dict, why: str) -> None:
     assert openloop.believe(GOOD, 1000) == openloop.OpenLoop(50.0, 70.0, 100.0, 200.0, 300.0, 1000, 1000, 0, 10.0)
