@@ -178,7 +178,8 @@ class Contenders:
 
 def _build(target: Path, source: Path, command: Callable[[str, str], list[str]],
            **environment: str) -> str:
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in (source, *source.parent.glob("*.h")))
+    if not target.exists() or target.stat().st_mtime < newest:
         BUILD.mkdir(exist_ok=True)
         output(command(str(source), str(target)), environment)
     return str(target)

@@ -675,6 +675,7 @@ cdef void flush(Reactor* r) noexcept nogil:
     cdef Batch* b = &r.batch
     cdef Conn* c
     cdef Output* o
+    cdef ssize_t n
     cdef uint32_t i
     while r.dirty is not NULL:
         b.n = 0
@@ -693,13 +694,15 @@ cdef void flush(Reactor* r) noexcept nogil:
         batch_go(b, True)
         for i in range(b.n):
             c = <Conn*>b.whose[i]
-            if b.results[i] > 0:
-                c.sent += b.results[i]
-                c.output.start += <uint32_t>b.results[i]
-            if b.results[i] > 0 and c.output.start < c.output.end:
-                send_output(r, c)
-            else:
-                pushed(r, c, DONE if b.results[i] > 0 else <int>b.results[i])
+            n = b.results[i]
+            if n > 0:
+                c.sent += n
+                c.output.start += <uint32_t>n
+                if c.output.start < c.output.end:
+                    send_output(r, c)
+                    continue
+                n = DONE
+            pushed(r, c, <int>n)
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:

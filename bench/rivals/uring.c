@@ -19,18 +19,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "reply.h"
+
 enum { REQUESTS = 4096, EVENTS = 4 * REQUESTS, BUFFERS = 1024, BUFFER = 4096, GROUP = 1, COPIES = 512 };
 enum { MOST_OWED = 64 * 1024 * 1024 };  /* to a client that sends and never reads */
 enum { ACCEPTED, RECEIVED, SENT, KINDS = 3 };
-
-#define REPLY "HTTP/1.1 200 OK\r\n" \
-    "Server: fastserve\r\n" \
-    "Date: Mon, 02 Nov 2026 09:00:00 GMT\r\n" \
-    "Content-Type: text/plain; charset=utf-8\r\n" \
-    "Content-Length: 14\r\n" \
-    "\r\n" \
-    "Hello, World!\n"
-#define REPLY_SIZE (sizeof(REPLY) - 1)
 
 struct connection {
     int fd;

@@ -7,7 +7,6 @@
 #ifndef FASTSERVE_RING_H
 #define FASTSERVE_RING_H
 
-#include <errno.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -42,7 +41,7 @@ struct ring_call { int fd; void *data; size_t size; };
 struct ring {
     int fd;                     /* -1: there is none */
     uint32_t mask, cq_mask;
-    uint32_t *sq_head, *sq_tail, *cq_head, *cq_tail;
+    uint32_t *sq_tail, *cq_head, *cq_tail;
     struct ring_sqe *sqes;
     struct ring_cqe *cqes;
     char *map;
@@ -74,7 +73,6 @@ static inline void ring_make(struct ring *r, uint32_t entries) {
         r->fd = -1;
         return;
     }
-    r->sq_head = (uint32_t *)(r->map + p.sq.head);
     r->sq_tail = (uint32_t *)(r->map + p.sq.tail);
     r->cq_head = (uint32_t *)(r->map + p.cq.head);
     r->cq_tail = (uint32_t *)(r->map + p.cq.tail);
@@ -106,6 +104,7 @@ static inline uint32_t ring_go(struct ring *r, int opcode, const struct ring_cal
     }
     for (uint32_t seen = 0; seen < (uint32_t)made;) {
         if (head == __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE)) {
+            /* Never seen: the kernel may still write to the memory of what it took, so it is waited for. */
             syscall(RING_ENTER, r->fd, 0, 1, RING_GETEVENTS, NULL, 0);
             continue;
         }
