@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset
 from fastserve.engine.limits cimport Limits
 
 cdef extern from "<sys/mman.h>" nogil:
-    enum: PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    enum: PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    void* MAP_FAILED
     void* mmap(void* address, size_t size, int access, int flags, int fd, long offset) noexcept
     int mprotect(void* address, size_t size, int access) noexcept
     int munmap(void* address, size_t size) noexcept
@@ -332,13 +333,20 @@ cdef class Batches:
         self.b.ring.fd = self.fd
 
     def receive_at_most(self, int fd, size_t size):
-        """Four receives from one socket that may each take so much; there is room for the few bytes that come."""
-        cdef char room[4096]
+        """Four receives from one socket that may each take so much.
+
+        The addresses are all there, since the kernel looks whether they can be, and a stack may end too near
+        to theirs; memory is only behind the pages that a few bytes touch.
+        """
+        cdef void* room = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         cdef int _
+        if room == MAP_FAILED:
+            raise MemoryError
         self.b.n = 0
         for _ in range(4):
             batches.batch_add(self.b, NULL, fd, room, size)
         batches.batch_go(self.b, False)
+        munmap(room, size)
         return [self.b.results[i] for i in range(4)]
 
     def go(self, calls, bint sends):
