@@ -33,9 +33,9 @@ from fastserve.engine.deadline cimport (
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse, next_member
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
-    crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make, lease_pass, lease_publish, lease_seize,
-    lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id, thread_timer_slack,
-    watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
+    crew_park, crew_pop, home_push, home_take, lease_ask, lease_give_up, lease_lend, lease_make, lease_pass,
+    lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock, thread_id,
+    thread_timer_slack, watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.net cimport (
@@ -83,6 +83,7 @@ cdef enum:                          # how much at a time
     REJECTS = 1024                  # slots beyond `concurrency`, for those who are told so
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
+    TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL off lease, where no deadline sees them
 
 cdef enum:                          # what a handler was: Conn.slow
     FAST = 0
@@ -196,6 +197,9 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
     at = earlier(at, deadlines_next(&r.lingers))
     at = earlier(at, r.accept_again)
     if r.ready.size:
+        if not r.may_call and r.ready.size > r.house.limits.max_queue:
+            # The surplus that a worker had lined up to call at once, when the lease was taken from it.
+            return 0
         at = earlier(at, r.ready.first.began + r.house.limits.queue_timeout)
     if r.draining:
         if r.slots.used == 0 and not r.drained:
@@ -1168,7 +1172,8 @@ cdef void grow(House* h) noexcept nogil:
 # work: a worker without the GIL, until there is Python to run.
 
 cdef bint work(Desk* d, int64_t idle) noexcept nogil:
-    """True: there are handlers to call, and the word says WANT. False: the worker is not needed."""
+    """True: there are handlers to call, and the word says WANT, or there is none, and the worker is off lease
+    with one request. False: the worker is not needed."""
     cdef House* h = d.house
     cdef uint32_t why
     if d.home is not NULL:
@@ -1188,13 +1193,42 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
             return False
         turn(d.reactor, True)
         if d.reactor.ready.size:
-            d.word = lease_publish(&d.reactor.lease, WANT)
+            d.word = 0
+            if d.reactor.blocking < PASS_FIRST or not take_along(d):
+                d.word = lease_publish(&d.reactor.lease, WANT)
             return True
         if lease_spares(&h.crew):
             lease_give_up(&d.reactor.lease)
             d.reactor = NULL
         elif idle >= 0 and lease_pass(&d.reactor.lease, &h.crew):
             d.reactor = NULL
+
+
+cdef bint take_along(Desk* d) noexcept nogil:
+    """Handlers block: the lease goes on before the GIL is waited for, so that whoever wakes up with it does not
+    find the GIL taken. False: nobody is parked, or enough requests are out of the queue's reach."""
+    cdef Reactor* r = d.reactor
+    cdef Conn* c
+    cdef Mate* m
+    if load_u32(&r.taken_along) >= TAKEN_ALONG:
+        return False
+    c = next_call(r)
+    if c is NULL:
+        return False
+    m = crew_pop(&d.house.crew)
+    if m is NULL:
+        c.state = READY
+        queue_push_front(&r.ready, c)
+        grow(d.house)
+        return False
+    if c.dirty and c.output.end > c.output.start:
+        push_out(c)
+    add_u32(&r.taken_along, 1)
+    d.conn = c
+    # News for the watcher: while it is up, connections come home quietly.
+    lease_publish(&r.lease, IO)
+    lease_lend(&r.lease, m)
+    return True
 
 
 cdef void finish_alone(Desk* d) noexcept nogil:

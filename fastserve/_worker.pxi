@@ -71,7 +71,10 @@ cdef class Worker:
                 wanted = work(&self.desk, idle)
             if not wanted:
                 return 0
-            self.call()
+            if self.desk.word:
+                self.call()
+            else:
+                self.call_alone()
             if self.house.forked:
                 return 0
 
@@ -81,9 +84,7 @@ cdef class Worker:
         cdef House* h = self.house
         cdef Reactor* r = d.reactor
         cdef Conn* c
-        cdef int64_t began = 0
         cdef uint32_t ticks
-        cdef bint alone
         cdef int n
         if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
             d.reactor = NULL
@@ -95,30 +96,13 @@ cdef class Worker:
             c = next_call(r)
             if c is NULL:
                 return
-            d.conn = c
-            d.resumes = d.streamed = d.ended = False
-            d.trailers.size = 0
-            alone = d.alone = r.blocking >= PASS_FIRST and pass_first(r, c)
-            if alone:
-                began = now_ns()
-                d.word = 0
-            else:
-                r.calling = c
-                d.word = lease_publish(&r.lease, CALL)
-
-            self.attend(c)
-            if h.forked:
-                # The handler came back in a child of fork: connection and queue are the parent's.
+            d.conn = r.calling = c
+            d.alone = False
+            d.word = lease_publish(&r.lease, CALL)
+            if not self.answer(c):
                 return
-            if not (d.streamed or d.resumes):
-                self.ctx.hand(c, &d.handed)
-
             if d.alone or not lease_take_back(&r.lease, d.word):
-                c.slow = NOT_JUDGED if not alone else SLOW if now_ns() - began >= BLOCKS else FAST
-                d.reply = &self.ctx.reply
-                d.reactor = NULL
-                d.home = c
-                d.home_reactor = r
+                self.leave(NOT_JUDGED)
                 return
             judge(r, FAST)
             if d.resumes:
@@ -131,6 +115,39 @@ cdef class Worker:
                 # The watcher looks every millisecond at least: that is long enough, for others who wait and
                 # for the replies that do.
                 return
+
+    cdef void call_alone(self) noexcept:
+        """Off lease, and the GIL has come: runs the handler of the one request that was taken along."""
+        cdef Desk* d = &self.desk
+        cdef int64_t began = now_ns()
+        sub_u32(&d.reactor.taken_along, 1)
+        if load_u32(&self.house.n_dropped):
+            drop_references(self.house)
+        d.alone = True
+        if self.answer(d.conn):
+            self.leave(SLOW if now_ns() - began >= BLOCKS else FAST)
+
+    cdef bint answer(self, Conn* c) noexcept:
+        """The reply, but for its last steps. False: this is a child of fork, and connection and queue are the
+        parent's."""
+        cdef Desk* d = &self.desk
+        d.resumes = d.streamed = d.ended = False
+        d.trailers.size = 0
+        self.attend(c)
+        if self.house.forked:
+            return False
+        if not (d.streamed or d.resumes):
+            self.ctx.hand(c, &d.handed)
+        return True
+
+    cdef void leave(self, int slow) noexcept:
+        """Off lease: what the handler said is seen to without the GIL, by `finish_alone`."""
+        cdef Desk* d = &self.desk
+        d.conn.slow = <uint8_t>slow
+        d.reply = &self.ctx.reply
+        d.home = d.conn
+        d.home_reactor = d.reactor
+        d.reactor = NULL
 
     cdef void attend(self, Conn* c) noexcept:
         """Lends the ctx to whoever is to see this request next: the error handler, the hook that looks at
@@ -241,16 +258,6 @@ cdef void drop_references(House* h) noexcept:
         if owner is NULL:
             return
         c_decref(<PyObject*>owner)
-
-
-cdef bint pass_first(Reactor* r, Conn* c) noexcept nogil:
-    """Handlers block: the lease goes on before this one is called. False: nobody is parked."""
-    if c.dirty and c.output.end > c.output.start:
-        push_out(c)
-    if lease_pass(&r.lease, &r.house.crew):
-        return True
-    grow(r.house)
-    return False
 
 
 @cython.final

@@ -16,7 +16,8 @@ from fastserve.engine.atomics cimport (
 )
 from fastserve.engine.lease cimport (
     BLOCKED, CALL, COMPUTING, IO, LEAVE, LENT, PARKED, QUIET, STATE, STUCK, TAIL, WANT, WATCHER,
-    Crew, Lease, Look, Mate, crew_close, crew_park, home_push, home_take, lease_ask, lease_give_up, lease_make,
+    Crew, Lease, Look, Mate, crew_close, crew_park, crew_pop, home_push, home_take, lease_ask, lease_give_up,
+    lease_lend, lease_make,
     lease_pass, lease_publish, lease_seize, lease_spares, lease_take_back, lease_wake_watcher, thread_cpu_clock,
     thread_id, watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
@@ -124,7 +125,7 @@ cdef struct Stress:
     uint32_t wrong
     uint32_t ended
     uint32_t chaos          # of 1024 looks, how many seize whatever stands
-    uint32_t first          # of 1024 calls, how many are passed on first
+    uint32_t first          # of 1024 batches, how many are one request that is taken along
     uint32_t skew           # of four connections, how many are reactor 0's whatever their number
     uint32_t hang           # so many handlers wait until nothing else is left to do ...
     uint32_t hanging
@@ -328,6 +329,42 @@ cdef void s_handler(SThread* t, SConn* c) noexcept nogil:
         s_spin(12_000_000)
 
 
+cdef SConn* s_next_call(SThread* t, SReactor* r) noexcept nogil:
+    cdef SConn* c = r.first
+    s_touch(r, t.mate.index)
+    if c is not NULL:
+        r.first = c.next
+        if c.state != S_READY or not c.pending:
+            s_wrong(t.stress, S_STATE)
+        c.state = S_AWAY
+        c.pending -= 1
+        c.taken += 1
+        t.n[N_CALLS] += 1
+    return c
+
+
+cdef bint s_take_along(SThread* t, SReactor* r) noexcept nogil:
+    """As in _core.pyx, the handler included: True: the lease has gone on, and the request is answered."""
+    cdef Stress* s = t.stress
+    cdef Mate* m = crew_pop(&s.crew)
+    cdef SConn* c
+    if m is NULL:
+        return False
+    c = s_next_call(t, r)
+    if c.out:
+        s_send(s, c, c.out, t.mate.index, 0)
+        c.out = 0
+    lease_publish(&r.lease, IO)
+    s_leave(r, t.mate.index)
+    lease_lend(&r.lease, m)
+    t.n[N_PASSED] += 1
+    s_take_gil(s)
+    s_handler(t, c)
+    s_drop_gil(s)
+    s_finish_alone(t, r, c, 0)
+    return True
+
+
 cdef bint s_batch(SThread* t, SReactor* r) noexcept nogil:
     """With the GIL, as the holder: True: still the holder. Drops the GIL."""
     cdef Stress* s = t.stress
@@ -336,30 +373,9 @@ cdef bint s_batch(SThread* t, SReactor* r) noexcept nogil:
     cdef SConn* c
     cdef int n
     for n in range(8):
-        s_touch(r, me)
-        c = r.first
+        c = s_next_call(t, r)
         if c is NULL:
             break
-        r.first = c.next
-        if c.state != S_READY or not c.pending:
-            s_wrong(s, S_STATE)
-        c.state = S_AWAY
-        c.pending -= 1
-        c.taken += 1
-        t.n[N_CALLS] += 1
-        word = 0
-        if s_luck(t, 1024) < s.first:
-            if c.out:
-                s_send(s, c, c.out, me, 0)
-                c.out = 0
-            s_leave(r, me)
-            if lease_pass(&r.lease, &s.crew):
-                t.n[N_PASSED] += 1
-                s_handler(t, c)
-                s_drop_gil(s)
-                s_finish_alone(t, r, c, 0)
-                return False
-            s_enter(r, me)
         r.calling = c
         s_leave(r, me)
         word = lease_publish(&r.lease, CALL)
@@ -430,6 +446,9 @@ cdef void* s_worker(void* argument) noexcept nogil:
                 s_leave(r, m.index)
                 lease_give_up(&r.lease)
                 r = NULL
+            continue
+        if s_luck(t, 1024) < s.first and s_take_along(t, r):
+            r = NULL
             continue
         s_leave(r, m.index)
         word = lease_publish(&r.lease, WANT)

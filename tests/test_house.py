@@ -273,14 +273,17 @@ def test_law_2_python_is_called_at_the_named_entrances_only() -> None:
 
 
 def test_law_2_a_handler_runs_between_publishing_and_taking_back() -> None:
-    """In the function that calls, and nowhere in between is the reactor touched."""
-    [call] = [f for f in functions(DOOR) if f.name == "Worker.call"]
-    invoked = call.body.index("self.attend(c)")
+    """In the function that calls, and nowhere in between is the reactor touched, nor by who calls off lease."""
+    [call, alone, answer] = [f for f in functions(DOOR) if f.name in ("Worker.call", "Worker.call_alone",
+                                                                      "Worker.answer")]
+    invoked = call.body.index("self.answer(c)")
     taken = call.body.index("lease_take_back(", invoked)
     published = call.body.rindex("lease_publish(", 0, invoked)
     between = call.body[call.body.index("\n", published):taken]
     touched = set(re.findall(r"\br\.\w+", between)) - {"r.lease"}
     assert not touched, f"between CALL and its end the door touches {touched}"
+    assert "reactor" not in answer.body
+    assert re.findall(r"\breactor\.\w+", alone.body) == ["reactor.taken_along"], "which is atomic"
 
 
 # Law 3: sans-io in the middle

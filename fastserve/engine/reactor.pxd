@@ -97,6 +97,7 @@ cdef struct Reactor:
     Queue ready
     Conn* dirty                 # connections with output to flush
     Conn* calling               # the one whose handler runs under CALL
+    uint32_t taken_along        # atomic: requests whose worker waits for the GIL off lease
     uint32_t blocking           # moving average of handlers seen to block, in 1/1024
     bint may_call               # the holder of this turn is a worker
     bint draining

@@ -5,6 +5,7 @@ the reactor, nor how long anything took: "meanwhile" is a handler that is still 
 """
 
 import random
+import select
 import socket
 import sys
 import threading
@@ -218,6 +219,40 @@ Server(handler, workers=4, reactors=1, max_queue=2, header_timeout=0.2, queue_ti
             assert b"\r\nRetry-After: " in got
             shed += 1
         assert shed == 18
+
+
+def test_few_requests_wait_for_the_gil_out_of_the_queue_s_reach(script: Run) -> None:
+    """Handlers block, so requests are taken along by workers that wait for the GIL: four of a reactor, no more.
+    Two others are queued, and the rest are shed."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("this Python has no GIL to hold")
+    process = script("import time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
+        time.sleep(0.002)
+    ctx.write""") + """
+Server(handler, workers=16, reactors=1, max_queue=2, queue_timeout=600, shutdown_timeout=600
+       ).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with ExitStack() as clients:
+        napping = clients.enter_context(connect(address))
+        for _ in range(40):
+            napping.sendall(GET.replace(b"/", b"/nap", 1))
+            assert reply(napping).endswith(b"\r\n\r\n/nap")
+        held = clients.enter_context(connect(address))
+        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        assert process.line() == "called"
+        waiting = set()
+        for _ in range(20):
+            client = clients.enter_context(connect(address))
+            client.sendall(GET)
+            waiting.add(client)
+        while len(waiting) > 6:
+            shed, _, _ = select.select(waiting, [], [], PATIENCE)
+            assert shed, f"{len(waiting)} wait"
+            for client in shed:
+                assert reply(client).startswith(b"HTTP/1.1 503 ")
+            waiting -= set(shed)
+        assert len(waiting) == 6
 
 
 def test_after_a_handler_held_the_gil_all_is_answered(script: Run) -> None:

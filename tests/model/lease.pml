@@ -29,7 +29,7 @@
  * reactor c % LEASES; SKEWED: all to reactor 0), FIRST (requests on connection 0; one on each other),
  * TAILS, NO_GIL, CLOSING, SPARES (every worker is a spare one, which passes an idle lease on).
  * To make one smaller: EAGER (a verdict and an arrival fall at once), SHARP (a watcher without its
- * sleep), NEVER_FIRST (the lease is not passed on before a call), INDEPENDENT (no handler waits for
+ * sleep), NEVER_FIRST (no request is taken along), INDEPENDENT (no handler waits for
  * another connection). LIVENESS checks the ltl instead of Quiet. Seeded mistakes, each of which must
  * be caught: MISTAKES in test_lease_model.py.
  */
@@ -157,6 +157,18 @@ inline hold_output(c) {
     output_held[c] = 1
 }
 
+/* next_call */
+inline pick(r, c) {
+    if
+    :: ready[r] & 1 -> c = 0
+    :: ready[r] & 2 -> c = 1
+    :: ready[r] & 4 -> c = 2
+    fi;
+    ready[r] = ready[r] & ~BIT(c);
+    assert(where[c] == READY);
+    where[c] = AWAY
+}
+
 /* lease_publish. The store of the word comes before the load of `asleep`, lease_wake_watcher swaps. */
 inline publish(me, r, w, state) {
 #ifdef LOADS_BEFORE_STORE
@@ -172,7 +184,7 @@ inline publish(me, r, w, state) {
         :: state == WANT -> queued[r]++; assert(queued[r] <= 1)
         :: else
         fi;
-        in_io[r] = 0;
+        in_io[r] = (state == IO);
         word[r] = w
     }
 #ifdef LOADS_BEFORE_STORE
@@ -448,6 +460,24 @@ idles:
 #endif
     goto io;
 has:
+#ifndef NEVER_FIRST
+    if
+    :: atomic { touch(me, r); pick(r, c) }          /* take_along */
+        pop(m);
+        if
+        :: m != NOBODY ->
+            d_step { touch(me, r); answered[c] = answered[c] + out[c]; out[c] = 0 }
+            publish(me, r, w, IO);
+            lend(me, r, m);
+            take_gil(me);
+            handle(me, c);
+            drop_gil(me);
+            goto home
+        :: else -> d_step { touch(me, r); where[c] = READY; ready[r] = ready[r] | BIT(c) }
+        fi
+    :: skip
+    fi;
+#endif
 
     publish(me, r, w, WANT);
     atomic { take_gil(me); queued[r]-- }
@@ -472,33 +502,7 @@ has:
     fi;
 
 batch:  /* the holder, with the GIL; something is ready */
-    atomic {
-        touch(me, r);
-        if
-        :: ready[r] & 1 -> c = 0
-        :: ready[r] & 2 -> c = 1
-        :: ready[r] & 4 -> c = 2
-        fi;
-        ready[r] = ready[r] & ~BIT(c);
-        assert(where[c] == READY);
-        where[c] = AWAY
-    }
-#ifndef NEVER_FIRST
-    if
-    :: d_step { touch(me, r); answered[c] = answered[c] + out[c]; out[c] = 0 }
-        pop(m);                                     /* lease_pass, before the call */
-        if
-        :: m != NOBODY ->
-            lend(me, r, m);
-            handle(me, c);
-            drop_gil(me);
-            goto home
-        :: else
-        fi
-    :: skip
-    fi;
-#endif
-
+    atomic { touch(me, r); pick(r, c) }
     called[r] = c;
     publish(me, r, w, CALL);
     handle(me, c);
