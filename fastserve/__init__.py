@@ -19,7 +19,7 @@ from fastserve.errors import (
 from fastserve.headers import Fields
 
 if TYPE_CHECKING:
-    from fastserve._core import BodyStream, Headers, ReplyStream, RequestCtx
+    from fastserve._core import BodyStream, Done, Headers, ReplyStream, RequestCtx
     from fastserve.args import Args
     from fastserve.forms import File, Files
     from fastserve.server import Server
@@ -33,6 +33,7 @@ __all__ = [
     "ClientGone",
     "Config",
     "ContextExpired",
+    "Done",
     "FastserveError",
     "Fields",
     "File",
@@ -49,6 +50,7 @@ __all__ = [
 _HOMES = {
     "Args": "fastserve.args",
     "BodyStream": "fastserve.server",
+    "Done": "fastserve.server",
     "File": "fastserve.forms",
     "Files": "fastserve.forms",
     "Headers": "fastserve.server",

@@ -16,20 +16,22 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastserve.engine.atomics cimport (
-    add_u32, add_u64, count_u64, futex_wait, futex_wake, load_i64, load_u32,
-    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
-    store_u64_release, sub_u32, unlock_word, wall_seconds,
+    add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_u8, load_u32, load_u32_seq, load_u64,
+    load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq, store_u64_release, sub_u32, unlock_word,
+    wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
-    ASKS, AWAY, BODY, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE, OUTPUT_ROOM,
-    READY, REFUSED, STREAMS, TOLD, WHOLE, Conn, Input, Output, input_compact, input_size, queue_cut, queue_pop,
-    queue_push, queue_push_front, slot_give, slot_of, slot_take, slots_make, slots_unmake,
+    ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE,
+    OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WHOLE, Conn, Input, Output, input_compact,
+    input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_take, slots_make,
+    slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
 )
+from fastserve.engine.health cimport HEALTH_ROOM, Health, health_text
 from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse, next_member
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
@@ -40,8 +42,9 @@ from fastserve.engine.lease cimport (
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.net cimport (
     AGAIN, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end, net_no_delay,
-    net_recv, net_send_two, net_wait, sockaddr_in6,
+    net_recv, net_send, net_send_two, net_spare, net_wait, sockaddr_in6,
 )
+from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
 from fastserve.engine.poll cimport (
     EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLONESHOT, EPOLLOUT, epoll_event, event_make, event_poke, poll_add,
     poll_make, poll_remove, poll_wait,
@@ -51,10 +54,11 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor,
-    Stats, arm, earlier, give_buffers, give_input, give_large, give_output, lend_input, lend_output, make_dirty,
-    note, pthread_t, time_by, time_idle, undirty, wake_keeper,
+    BY_BODY, BY_CALL, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
+    NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG,
+    House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
+    house_drops, lend_input, lend_output, make_dirty, memory_lent, note, pthread_t, time_by, time_idle, undirty,
+    wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply,
@@ -80,7 +84,8 @@ cdef enum:                          # how much at a time
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
-    REJECTS = 1024                  # slots beyond `concurrency`, for those who are told so
+    PROBE_SLOTS = 16                # connections beyond all limits that may still ask how the server is
+    FULL_TURNS = 64                 # in a row without a look at the deadlines
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
     TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL off lease, where no deadline sees them
@@ -98,9 +103,15 @@ cdef enum:                          # nanoseconds
     LINGER_DRAIN = 200_000_000      # the same while the server stops: clients are told to close, and most do
     ACCEPT_PAUSE_MIN = 5_000_000    # the essay's back-off: 5 ms, doubled up to 1 s
     ACCEPT_PAUSE_MAX = 1_000_000_000
+    PROBE_PATIENCE = 1_000_000_000  # for the head of what is beyond a limit and may be a probe
+    CLAIM_AGAIN = 10_000_000        # the worker of an expired call is in the middle of something interim
     EXIT_PATIENCE = 5_000_000_000   # after a drain begun by a signal the main thread has this long to come back
     DROP_PATIENCE = 10_000_000
     TIMER_SLACK = 1_000
+
+
+cdef const char* TOO_MANY = b"The connection cannot be served because Server.concurrency limit exceeded"
+cdef const char* TOO_MANY_OF_ONE = b"The number of connections from your ip exceeds max_conns_per_ip"
 
 
 cdef struct Handed:
@@ -148,6 +159,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef House* h = r.house
     cdef Conn* c
+    cdef int64_t before = r.now
     cdef uint64_t tag
     cdef int i, n
 
@@ -184,7 +196,14 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     for i in range(<int>r.batch.n):
         received(r, <Conn*>r.batch.whose[i], r.batch.results[i])
 
-    expire(r)
+    # What has come, in time, is read before anything expires, also when the whole process stood still somewhere:
+    # only what was due before this turn looked at its sockets does, and only if it saw all of them.
+    if n < EVENTS or r.full_turns == FULL_TURNS:
+        r.full_turns = 0
+        expire(r, before)
+    else:
+        r.full_turns += 1
+    store_i64(&r.oldest, r.ready.first.began if r.ready.size else NEVER)
     flush(r)
 
 
@@ -195,6 +214,7 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
     at = earlier(at, deadlines_next(&r.bodies_due))
     at = earlier(at, deadlines_next(&r.writes))
     at = earlier(at, deadlines_next(&r.lingers))
+    at = earlier(at, deadlines_next(&r.calls))
     at = earlier(at, r.accept_again)
     if r.ready.size:
         if not r.may_call and r.ready.size > r.house.limits.max_queue:
@@ -220,6 +240,7 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
 cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
     cdef House* h = r.house
     cdef sockaddr_in6 peer
+    cdef uint64_t key
     cdef Conn* c
     cdef int _, fd
     for _ in range(ACCEPTS):
@@ -229,22 +250,34 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
         if fd == GONE:
             continue
         if fd == SHORT:
-            accept_backs_off(r)
+            accept_backs_off(r, i)
             return
         r.accept_pause = 0
         count_u64(&r.stats.accepted, 1)
-        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
-        if c is NULL:
-            count_u64(&r.stats.refused, 1)
-            c_close(fd)
-            continue
-        memcpy(&c.peer, &peer, sizeof(peer))
-        time_idle(r, c)
         if add_u32(&h.connections, 1) > h.limits.concurrency:
             count_u64(&r.stats.refused, 1)
             note(h, NOTE_CONCURRENCY, h.limits.concurrency)
-            refuse(r, c, 503)
-        elif r.draining:
+            reject(r, fd, &peer, 503)
+            if h.limits.reuse_port and not r.draining:
+                pause_accepts(r, ACCEPT_PAUSE_MIN)
+                return
+            continue
+        key = 0 if h.peers.table is NULL or r.listeners[i].local else peer_key(&peer)
+        if key and peers_enter(&h.peers, key) > h.limits.conns_per_ip:
+            peers_leave(&h.peers, key)
+            count_u64(&r.stats.refused_ip, 1)
+            note(h, NOTE_PER_IP, h.limits.conns_per_ip)
+            reject(r, fd, &peer, 429)
+            continue
+        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
+        if c is NULL:
+            # Never: there is a slot for each connection that is counted.
+            c_close(fd)
+            continue
+        memcpy(&c.peer, &peer, sizeof(peer))
+        c.peer_key = key
+        time_idle(r, c)
+        if r.draining:
             # The drain looks at all of them.
             pass
         elif r.may_call:
@@ -256,17 +289,79 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
             arm(r, c, EPOLLIN)
 
 
-cdef void accept_backs_off(Reactor* r) noexcept nogil:
-    """Descriptors or kernel memory ran out: the listeners leave the set for 5 ms, doubling to 1 s,
-    because a level-triggered listener that cannot be served would spin."""
-    cdef uint32_t i
+cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept nogil:
+    """A connection beyond a limit, counted among the others so far: it is told so, while few enough are being told;
+    where a probe may come, some more are heard first."""
+    cdef House* h = r.house
+    cdef uint32_t n = add_u32(&h.rejected, 1)
+    cdef Conn* c = NULL
+    cdef bint heard = h.limits.health_size and not r.draining
+    sub_u32(&h.connections, 1)
+    if n <= h.limits.reject_slots + (PROBE_SLOTS if heard else 0):
+        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
+    if c is NULL:
+        sub_u32(&h.rejected, 1)
+        count_u64(&r.stats.unheard, 1)
+        c_close(fd)
+        return
+    memcpy(&c.peer, peer, sizeof(c.peer))
+    c.rejected = True
+    if heard:
+        c.refused = <uint16_t>(status if n <= h.limits.reject_slots else 0)
+        time_by(r, c, BY_HEAD, r.now + PROBE_PATIENCE)
+        serve(r, c)
+    else:
+        refuse(r, c, status)
+
+
+cdef void turn_away(Reactor* r, Conn* c) noexcept nogil:
+    """Of a rejected connection: it is no probe."""
+    if c.refused == 0:
+        # There was a slot for a probe alone.
+        count_u64(&r.stats.unheard, 1)
+        drop(r, c)
+    else:
+        refuse(r, c, c.refused)
+
+
+cdef void accept_backs_off(Reactor* r, uint32_t i) noexcept nogil:
+    """Descriptors or kernel memory ran out: who waits at the listener `i` is told so, one after the other by the
+    spare descriptor, and the listeners leave the set for 5 ms, doubling to 1 s, because a level-triggered listener
+    that cannot be served would spin."""
+    cdef char text[2 * REPLY_HEAD_ROOM]
+    cdef char waste[4096]
+    cdef sockaddr_in6 peer
+    cdef size_t size
+    cdef int _, fd
+    size = reply_error(text, 503, RETRY_AFTER, &r.scribe, r.house.leave, True, False, True, NULL)
+    for _ in range(ACCEPTS):
+        if r.spare >= 0:
+            c_close(r.spare)
+        fd = net_accept(r.listeners[i].fd, &peer)
+        if fd >= 0:
+            count_u64(&r.stats.accepted, 1)
+            count_u64(&r.stats.refused, 1)
+            # What it has asked is read, because a close would reset the connection and take the reply with it.
+            net_recv(fd, waste, sizeof(waste))
+            if net_send(fd, text, size) == <ssize_t>size:
+                count_u64(&r.stats.statuses[5], 1)
+            net_end(fd)
+            c_close(fd)
+        r.spare = net_spare()
+        if fd < 0 or r.spare < 0:
+            break
     r.accept_pause = ACCEPT_PAUSE_MIN if r.accept_pause == 0 else 2 * r.accept_pause
     if r.accept_pause > ACCEPT_PAUSE_MAX:
         r.accept_pause = ACCEPT_PAUSE_MAX
-    r.accept_again = r.now + r.accept_pause
+    pause_accepts(r, r.accept_pause)
+    note(r.house, NOTE_ACCEPT, r.accept_pause // 1_000_000)
+
+
+cdef void pause_accepts(Reactor* r, int64_t time) noexcept nogil:
+    cdef uint32_t i
+    r.accept_again = r.now + time
     for i in range(r.n_listeners):
         poll_remove(r.epoll, r.listeners[i].fd)
-    note(r.house, NOTE_ACCEPT, r.accept_pause // 1_000_000)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -341,7 +436,14 @@ cdef void advance(Reactor* r, Conn* c) noexcept nogil:
             if c.state == IDLE:
                 c.state = HEAD
                 c.began = r.now
-                time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
+                if not c.rejected:
+                    time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
+            return
+        if verdict == DONE and lim.health_size and is_probe(i, lim):
+            answer_probe(r, c)
+            return
+        if c.rejected:
+            turn_away(r, c)
             return
         if verdict == DONE and lim.refused_size and is_listed(i, lim):
             verdict = 405
@@ -364,6 +466,74 @@ cdef bint is_listed(Input* i, Limits* lim) noexcept nogil:
                 and memcmp(lim.refused + name.at, i.data + i.start + i.head.method.at, name.size) == 0):
             return True
     return False
+
+
+cdef bint is_probe(Input* i, Limits* lim) noexcept nogil:
+    cdef Head* head = &i.head
+    cdef const char* base = i.data + i.start
+    return (head.path.size == lim.health_size and not memcmp(base + head.path.at, lim.health, lim.health_size)
+            and not head.chunked and head.content_length <= 0
+            and (head.method.size == 3 and not memcmp(base + head.method.at, b"GET", 3)
+                 or head.method.size == 4 and not memcmp(base + head.method.at, b"HEAD", 4)))
+
+
+cdef void answer_probe(Reactor* r, Conn* c) noexcept nogil:
+    """How the server is, whatever Python does."""
+    cdef House* h = r.house
+    cdef char text[HEALTH_ROOM]
+    cdef Health health
+    cdef Reply reply
+    cdef Output* o
+    cdef char* p
+    cdef bint alive
+    if not lend_output(r, c):
+        drop(r, c)
+        return
+    how_it_is(r, &health)
+    alive = keeps_alive(h, c, c.input.head.keep_alive and not c.rejected)
+    memset(&reply, 0, sizeof(reply))
+    reply.status = 503 if health.draining else 200
+    reply.set = h.leave & (OWN_DATE | OWN_SERVER)
+    reply.type = b"application/json"
+    reply.type_size = 16
+    reply.fields = b"Cache-Control: no-store\r\n"
+    reply.fields_size = 25
+    reply.body_size = health_text(text, &health)
+    o = c.output
+    p = reply_head(o.data + o.end, &reply, &r.scribe, not alive, alive and c.input.head.minor == 0)
+    if not is_method(c, b"HEAD", 4):
+        p = put(p, text, reply.body_size)
+    o.end = <uint32_t>(p - o.data)
+    c.requests += 1
+    c.closing = not alive
+    c.consumed = c.input.head.size
+    c.credit = 0
+    count_u64(&r.stats.probes, 1)
+    count_u64(&r.stats.statuses[reply.status // 100], 1)
+    time_idle(r, c)
+    finish(r, c)
+
+
+cdef void how_it_is(Reactor* r, Health* health) noexcept nogil:
+    cdef House* h = r.house
+    cdef uint32_t i, idle = load_u32(&h.crew.parked)
+    cdef int64_t oldest = r.ready.first.began if r.ready.size else NEVER
+    cdef Reactor* other
+    health.queued = 0
+    for i in range(h.n_reactors):
+        other = &h.reactors[i]
+        health.queued += load_u32(&other.ready.size)
+        if other is not r:
+            oldest = earlier(oldest, load_i64(&other.oldest))
+        if load_u32_seq(&other.lease.holder) != WATCHER and load_u64(&other.lease.word) & STATE == IO:
+            # It waits for events.
+            idle += 1
+    health.draining = load_u32(&h.draining) != 0
+    health.workers = load_u32(&h.workers)
+    health.busy = health.workers - idle if health.workers > idle else 0
+    health.connections = load_u32(&h.connections)
+    health.oldest_wait_ms = <uint64_t>((r.now - oldest) // 1_000_000) if oldest < r.now else 0
+    health.uptime_s = <uint64_t>((r.now - h.started_at) // SECOND)
 
 
 cdef void receive_body(Reactor* r, Conn* c) noexcept nogil:
@@ -419,6 +589,11 @@ cdef int open_body(Reactor* r, Conn* c) noexcept nogil:
     c.in_place = False
     if head.content_length > c.body_limit:
         return 413
+    if (head.chunked or head.content_length > 0 and head.size + <uint64_t>head.content_length > i.room) and (
+            memory_lent(r.house) + FIRST_BODY > r.house.limits.memory):
+        count_u64(&r.stats.shed_memory, 1)
+        note(r.house, NOTE_MEMORY, <int64_t>r.house.limits.memory)
+        return 503
     if head.chunked:
         chunked_begin(&c.chunked, c.body_limit)
     elif head.content_length <= 0:
@@ -531,7 +706,8 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
         return
     c.unread = True
     time_idle(r, c)
-    if h.hears_errors and c.input is not NULL and r.may_call and r.ready.size < h.limits.max_queue:
+    if (h.hears_errors and c.input is not NULL and not c.rejected and r.may_call
+            and r.ready.size < h.limits.max_queue):
         c.step = REFUSED
         c.refused = <uint16_t>status
         c.state = READY
@@ -539,7 +715,8 @@ cdef void refuse(Reactor* r, Conn* c, int status) noexcept nogil:
         c.consumed = 0
         queue_push(&r.ready, c)
         return
-    say(r, c, status, 0, True)
+    say(r, c, status, RETRY_AFTER if status == 503 else 0, True,
+        <const char*>NULL if not c.rejected else TOO_MANY if status == 503 else TOO_MANY_OF_ONE)
     c.state = IDLE
 
 
@@ -554,13 +731,13 @@ cdef void shed(Reactor* r, Conn* c) noexcept nogil:
     was refused anyway, and waited for the error handler's words, gets the server's."""
     cdef bint alive = keeps_alive(r.house, c, c.input.head.keep_alive)
     if c.step == REFUSED:
-        say(r, c, c.refused, 0, True)
+        say(r, c, c.refused, 0, True, NULL)
     else:
         if c.step == ASKS:
             # Its body was not read.
             alive = False
             c.unread = True
-        say(r, c, 503, RETRY_AFTER, not alive)
+        say(r, c, 503, RETRY_AFTER, not alive, NULL)
     c.credit = 0
     finish(r, c)
 
@@ -576,12 +753,12 @@ cdef void shed_surplus(Reactor* r) noexcept nogil:
         shed(r, c)
 
 
-cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close) noexcept nogil:
+cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close, const char* words) noexcept nogil:
     cdef Output* o = c.output
     cdef bint is_head = c.input is not NULL and is_method(c, b"HEAD", 4)
     cdef bint alive_10 = not close and c.input is not NULL and c.input.head.minor == 0
     o.end += <uint32_t>reply_error(o.data + o.end, status, retry_after, &r.scribe, r.house.leave, close, alive_10,
-                                   not is_head)
+                                   not is_head, words)
     c.closing = close
     count_u64(&r.stats.statuses[status // 100], 1)
     make_dirty(r, c)
@@ -597,6 +774,10 @@ cdef Conn* next_call(Reactor* r) noexcept nogil:
         c = queue_pop(&r.ready)
     if c is not NULL:
         c.state = AWAY
+        if r.house.limits.handler_timeout:
+            c.owes = False
+            c.claim = UNCLAIMED
+            time_by(r, c, BY_CALL, now_ns() + r.house.limits.handler_timeout)
     return c
 
 
@@ -654,6 +835,8 @@ cdef void finish(Reactor* r, Conn* c) noexcept nogil:
     c.state = IDLE
     c.step = WHOLE
     c.stalled = False
+    if c.timed_by == BY_CALL:
+        time_idle(r, c)
     make_dirty(r, c)
     body_drop(&r.bodies, &c.body)
     i.start += c.consumed
@@ -831,6 +1014,11 @@ cdef void take_home(Reactor* r) noexcept nogil:
     while rest is not NULL:
         c = rest
         rest = c.next_ready
+        if c.claim == EXPIRED:
+            # The client has had its 504 and the end of what we say.
+            c.stalled = False
+            linger(r, c)
+            continue
         if c.resumes:
             c.resumes = False
             resume(r, c)
@@ -865,11 +1053,11 @@ cdef void judge(Reactor* r, int speed) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # expire: the first of each list, while its time has come.
 
-cdef void expire(Reactor* r) noexcept nogil:
+cdef void expire(Reactor* r, int64_t due) noexcept nogil:
     cdef Limits* lim = &r.house.limits
     cdef Conn* c
     while True:
-        c = <Conn*>deadlines_expired(&r.idle, r.now)
+        c = <Conn*>deadlines_expired(&r.idle, due)
         if c is NULL:
             break
         if c.state == IDLE:
@@ -878,26 +1066,34 @@ cdef void expire(Reactor* r) noexcept nogil:
         else:
             time_idle(r, c)
     while True:
-        c = <Conn*>deadlines_expired(&r.heads, r.now)
+        c = <Conn*>deadlines_expired(&r.heads, due)
         if c is NULL:
             break
-        refuse(r, c, 408)
+        if c.rejected:
+            turn_away(r, c)
+        else:
+            refuse(r, c, 408)
     while True:
-        c = <Conn*>deadlines_expired(&r.bodies_due, r.now)
+        c = <Conn*>deadlines_expired(&r.bodies_due, due)
         if c is NULL:
             break
         look_at_body(r, c)
     while True:
-        c = <Conn*>deadlines_expired(&r.writes, r.now)
+        c = <Conn*>deadlines_expired(&r.writes, due)
         if c is NULL:
             break
         look_at_write(r, c)
     while True:
-        c = <Conn*>deadlines_expired(&r.lingers, r.now)
+        c = <Conn*>deadlines_expired(&r.lingers, due)
         if c is NULL:
             break
         drop(r, c)
-    while r.ready.size and r.ready.first.began + lim.queue_timeout <= r.now:
+    while True:
+        c = <Conn*>deadlines_expired(&r.calls, due)
+        if c is NULL:
+            break
+        end_call(r, c)
+    while r.ready.size and r.ready.first.began + lim.queue_timeout <= due:
         c = queue_pop(&r.ready)
         count_u64(&r.stats.shed_old, 1)
         shed(r, c)
@@ -907,6 +1103,26 @@ cdef void expire(Reactor* r) noexcept nogil:
         accept_again(r)
     if r.draining:
         ebb(r)
+
+
+cdef void end_call(Reactor* r, Conn* c) noexcept nogil:
+    """A handler's time is up. Whoever gets the claim answers; everything else stays lent until it returns."""
+    cdef char text[2 * REPLY_HEAD_ROOM]
+    cdef size_t size
+    if not cas_u8(&c.claim, UNCLAIMED, EXPIRED):
+        if load_u8(&c.claim) == SPEAKING:
+            time_by(r, c, BY_CALL, r.now + CLAIM_AGAIN)
+        return
+    count_u64(&r.stats.timed_out_handler, 1)
+    count_u64(&r.stats.statuses[5], 1)
+    note(r.house, NOTE_HANDLER, r.house.crew.mates[c.worker].tid)
+    size = reply_error(text, 504, 0, &r.scribe, r.house.leave, True, False, not is_method(c, b"HEAD", 4), NULL)
+    if c.owes or net_send(c.fd, text, size) != <ssize_t>size:
+        net_cut(c.fd)
+    else:
+        net_end(c.fd)
+    # Handlers that wait for the end of their calls look whether this was it.
+    ring(r.house)
 
 
 cdef void look_at_body(Reactor* r, Conn* c) noexcept nogil:
@@ -951,7 +1167,7 @@ cdef void linger(Reactor* r, Conn* c) noexcept nogil:
     give_buffers(r, c)
     net_end(c.fd)
     arm(r, c, EPOLLIN)
-    time_by(r, c, BY_LINGER, r.now + (LINGER_DRAIN if r.draining else LINGER_TIME))
+    time_by(r, c, BY_LINGER, r.now + (LINGER_DRAIN if load_u32(&r.house.draining) else LINGER_TIME))
 
 
 cdef void discard(Reactor* r, Conn* c) noexcept nogil:
@@ -978,8 +1194,18 @@ cdef void drop(Reactor* r, Conn* c) noexcept nogil:
         net_close(r.epoll, c.fd)
     else:
         c_close(c.fd)
+    discount(r.house, c)
     slot_give(&r.slots, c)
-    sub_u32(&r.house.connections, 1)
+    if r.accept_again != NEVER:
+        # There is a descriptor more.
+        r.accept_again = r.now
+
+
+cdef void discount(House* h, Conn* c) noexcept nogil:
+    """A connection less."""
+    if c.peer_key:
+        peers_leave(&h.peers, c.peer_key)
+    sub_u32(&h.rejected if c.rejected else &h.connections, 1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1073,6 +1299,7 @@ cdef void begin_drain(House* h, int64_t timeout) noexcept nogil:
     cdef uint32_t i
     store_i64(&h.cut_at, earlier(load_i64(&h.cut_at), now_ns() + timeout))
     store_u32_seq(&h.draining, 1)
+    ring(h)
     for i in range(h.n_reactors):
         event_poke(h.reactors[i].lease.event)
 
@@ -1097,6 +1324,15 @@ cdef void hear_signals(House* h) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # watch: the native thread beside each reactor. It looks at the lease, seizes it when it stands, and
 # turns the reactor itself while nobody else can.
+
+cdef void give_handed(House* h, Handed* handed) noexcept nogil:
+    """The body of a reply that nobody sends."""
+    if handed.kind == LARGE_OBJECT:
+        house_drops(h, handed.owner)
+    elif handed.kind == LARGE_MEMORY:
+        mem_give(handed.owner)
+    handed.kind = NO_LARGE
+
 
 cdef void* watch(void* argument) noexcept nogil:
     cdef Reactor* r = <Reactor*>argument
@@ -1151,7 +1387,7 @@ cdef bint seize(Reactor* r, Look* look, int verdict) noexcept nogil:
     if state == CALL:
         # Replies to earlier requests of this connection must not wait for this one.
         if r.calling.output.end > r.calling.output.start:
-            push_out(r.calling)
+            r.calling.owes = push_out(r.calling) != DONE
         store_u64_release(&h.crew.mates[was].let_go, look.word)
     if lease_pass(&r.lease, &h.crew):
         return False
@@ -1222,9 +1458,10 @@ cdef bint take_along(Desk* d) noexcept nogil:
         grow(d.house)
         return False
     if c.dirty and c.output.end > c.output.start:
-        push_out(c)
+        c.owes = push_out(c) != DONE
     add_u32(&r.taken_along, 1)
     d.conn = c
+    c.worker = d.mate.index
     # News for the watcher: while it is up, connections come home quietly.
     lease_publish(&r.lease, IO)
     lease_lend(&r.lease, m)
@@ -1237,6 +1474,11 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     cdef bint quiet
     wait_let_go(d)
     d.home = NULL
+    if d.house.limits.handler_timeout and not d.streamed and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
+        if not d.resumes:
+            give_handed(d.house, &d.handed)
+        send_home(d.home_reactor, c, False)
+        return
     if d.resumes:
         c.resumes = True
         send_home(d.home_reactor, c, False)

@@ -50,6 +50,7 @@ cdef enum:
     FIELDS_FIRST = 1024
     WHOLE_FROM = 4096           # set_body(bytes) from this size on is sent from the object itself
     TYPE_MAX = 1024
+    DONE_LOOK = 100_000_000     # nanoseconds: the end of a call rings no bell
 
 cdef struct Buffer:
     char* data
@@ -176,9 +177,15 @@ cdef class RequestCtx:
         self.reply.fields_size = <uint32_t>self.fields.size
 
     cdef int check(self) except -1:
+        if self.conn is NULL or load_u8(&self.conn.claim) == EXPIRED:
+            return self.expired()
+        return 0
+
+    cdef int expired(self) except -1:
+        """Apart, so that the look before it is small enough to stand in every accessor."""
         if self.conn is NULL:
             raise ContextExpired("this RequestCtx belonged to a call that has returned")
-        return 0
+        raise ContextExpired("this call has taken longer than handler_timeout: the client was told 504")
 
     cdef int check_open(self) except -1:
         """The reply can still be changed."""
@@ -459,6 +466,16 @@ cdef class RequestCtx:
             self.check()
             return self.conn.requests
 
+    @property
+    def done(self) -> Done:
+        """Tells a long handler, or a thread that works for it, that it may stop."""
+        cdef Done done
+        with cython.critical_section(self):
+            self.check()
+        done = Done.__new__(Done)
+        done.ctx = self
+        return done
+
     # --- the reply
 
     @property
@@ -682,8 +699,12 @@ cdef class RequestCtx:
         text, size = PyBytes_AS_STRING(raw), <size_t>len(raw)
         with nogil:
             go_alone(d)
-            c.output.end = <uint32_t>(put_interim(c.output.data + c.output.end, 103, text, size) - c.output.data)
-            verdict = send_all(d.house, c)
+            verdict = GONE
+            if speak(d):
+                c.output.end = <uint32_t>(put_interim(c.output.data + c.output.end, 103, text, size) - c.output.data)
+                verdict = send_all(d.house, c)
+                spoke(d)
+        self.check()
         if verdict != DONE:
             c.aborted = c.closing = True
             raise ClientGone("the client went away, or reads too slowly")
@@ -911,3 +932,61 @@ cdef class Headers:
         with cython.critical_section(self.ctx):
             self.ctx.check()
             return self.ctx.head.n_fields
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Done:
+    """An event: set when the server stops, when the call has taken longer than `handler_timeout`, and when the
+    call is over. Unlike its ctx it may be kept."""
+
+    cdef RequestCtx ctx
+
+    def __init__(self):
+        raise TypeError("a Done comes from RequestCtx.done")
+
+    def __reduce__(self):
+        raise TypeError("a Done comes from RequestCtx.done")
+
+    cdef House* house(self) noexcept:
+        """NULL: it is set. Otherwise the house is counted in, until `forget_house`."""
+        cdef RequestCtx ctx = self.ctx
+        cdef House* h = NULL
+        with cython.critical_section(ctx):
+            if ctx.conn is not NULL and load_u8(&ctx.conn.claim) != EXPIRED:
+                h = ctx.desk.house
+                if load_u32_seq(&h.draining):
+                    h = NULL
+                else:
+                    add_u32(&h.refs, 1)
+        return h
+
+    def is_set(self) -> bool:
+        """Without waiting."""
+        cdef House* h = self.house()
+        if h is not NULL:
+            forget_house(h)
+        return h is NULL
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it is set, at most `timeout` seconds (None: for as long as it takes). True: it is set."""
+        cdef int64_t until = NEVER if timeout is None else now_ns() + ns(timeout)
+        cdef int64_t left
+        cdef uint32_t seen
+        cdef House* h
+        while True:
+            h = self.house()
+            if h is NULL:
+                return True
+            seen = load_u32_seq(&h.bell)
+            if load_u32_seq(&h.draining):
+                forget_house(h)
+                return True
+            left = earlier(until - now_ns(), DONE_LOOK)
+            if left > 0:
+                with nogil:
+                    futex_wait(&h.bell, seen, left)
+            forget_house(h)
+            if left <= 0:
+                return self.is_set()
+            PyErr_CheckSignals()

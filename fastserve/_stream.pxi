@@ -18,7 +18,7 @@ cdef void go_alone(Desk* d) noexcept nogil:
     d.alone = True
     if lease_take_back(&r.lease, d.word):
         if c.output.end > c.output.start:
-            push_out(c)
+            c.owes = push_out(c) != DONE
         if not lease_pass(&r.lease, &d.house.crew):
             grow(d.house)
             lease_give_up(&r.lease)
@@ -198,11 +198,27 @@ cdef bint body_spent(Conn* c) noexcept nogil:
     return False
 
 
+cdef bint speak(Desk* d) noexcept nogil:
+    """Before something interim is said: is the call still this worker's to answer?"""
+    return (not d.house.limits.handler_timeout or cas_u8(&d.conn.claim, UNCLAIMED, SPEAKING)
+            or load_u8(&d.conn.claim) == ANSWERED)
+
+
+cdef void spoke(Desk* d) noexcept nogil:
+    if d.house.limits.handler_timeout:
+        cas_u8(&d.conn.claim, SPEAKING, UNCLAIMED)
+
+
 cdef int send_continue(Desk* d) noexcept nogil:
     cdef Output* o = d.conn.output
+    cdef int verdict
+    if not speak(d):
+        return GONE
     o.end = <uint32_t>(put_interim(o.data + o.end, 100, NULL, 0) - o.data)
     d.conn.continued = True
-    return send_all(d.house, d.conn)
+    verdict = send_all(d.house, d.conn)
+    spoke(d)
+    return verdict
 
 
 cdef ssize_t body_wait(Desk* d, char* to, size_t room) noexcept nogil:
@@ -408,6 +424,9 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
         if c.step == STREAMS and c.input.head.expect_continue and not c.continued:
             # Behind the head of the reply it could not be said any more, and the body may yet be read.
             verdict = send_continue(d)
+        if d.house.limits.handler_timeout and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
+            verdict = GONE
+    ctx.check()
     if verdict != DONE:
         c.aborted = c.closing = True
         raise ClientGone("the client went away")

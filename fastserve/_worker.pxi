@@ -7,6 +7,7 @@
 
 import contextvars as _contextvars
 import logging as _logging
+import os as _os
 
 cdef extern from "sole.h":
     bint is_sole(PyObject* o)
@@ -98,6 +99,8 @@ cdef class Worker:
                 return
             d.conn = r.calling = c
             d.alone = False
+            if h.limits.handler_timeout:
+                c.worker = d.mate.index
             d.word = lease_publish(&r.lease, CALL)
             if not self.answer(c):
                 return
@@ -124,7 +127,12 @@ cdef class Worker:
         if load_u32(&self.house.n_dropped):
             drop_references(self.house)
         d.alone = True
-        if self.answer(d.conn):
+        if load_u8(&d.conn.claim) == EXPIRED:
+            # The GIL has come too late.
+            d.streamed = d.resumes = False
+            d.handed.kind = NO_LARGE
+            self.leave(NOT_JUDGED)
+        elif self.answer(d.conn):
             self.leave(SLOW if now_ns() - began >= BLOCKS else FAST)
 
     cdef bint answer(self, Conn* c) noexcept:
@@ -309,6 +317,9 @@ cdef class Core:
             h.n_reactors += 1
             reactor_make(h, i, config.name.encode("ascii"), config.io_uring)
         h.crew.n_leases = h.n_reactors
+        if h.limits.conns_per_ip and not peers_make(
+                &h.peers, h.limits.concurrency, <uint64_t>int.from_bytes(_os.urandom(8), "little")):
+            raise MemoryError
 
     def __dealloc__(self):
         if self.house is not NULL:
@@ -349,6 +360,7 @@ cdef class Core:
         """Starts the watchers. Until a worker parks they turn the reactors themselves."""
         cdef uint32_t i
         self.started = True
+        self.house.started_at = now_ns()
         enter_house(self.house)
         for i in range(self.house.n_reactors):
             if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
@@ -471,6 +483,8 @@ cdef class Core:
                     c_close(r.slots.table[k].fd)
             c_close(r.epoll)
             c_close(r.lease.event)
+            if r.spare >= 0:
+                c_close(r.spare)
             batch_unmake(&r.batch)
 
     def stats(self) -> dict:
@@ -482,7 +496,8 @@ cdef class Core:
         self.check()
         total = dict.fromkeys((
             "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
-            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "aborted", "handoffs_blocked",
+            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "timed_out_handler", "aborted",
+            "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes", "rejected", "handoffs_blocked",
             "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
@@ -495,9 +510,14 @@ cdef class Core:
             total["requests"] += load_u64(&s.requests)
             total["shed_queue_full"] += load_u64(&s.shed_full)
             total["shed_queue_timeout"] += load_u64(&s.shed_old)
+            total["shed_memory"] += load_u64(&s.shed_memory)
             total["cut"] += load_u64(&s.cut)
             total["timed_out_idle"] += load_u64(&s.timed_out_idle)
+            total["refused_per_ip"] += load_u64(&s.refused_ip)
+            total["closed_unheard"] += load_u64(&s.unheard)
+            total["probes"] += load_u64(&s.probes)
             total["timed_out_write"] += load_u64(&s.timed_out_write)
+            total["timed_out_handler"] += load_u64(&s.timed_out_handler)
             total["aborted"] += load_u64(&s.aborted)
             total["handoffs_blocked"] += load_u64(&s.handoffs_blocked)
             total["handoffs_computing"] += load_u64(&s.handoffs_computing)
@@ -511,6 +531,8 @@ cdef class Core:
                 if load_u64(&s.refusals[k]):
                     refusals[400 + k] = refusals.get(400 + k, 0) + load_u64(&s.refusals[k])
         total["connections"] = load_u32(&h.connections)
+        total["rejected"] = load_u32(&h.rejected)
+        total["memory"] = memory_lent(h)
         total["workers"] = load_u32(&h.workers)
         total["workers_parked"] = load_u32(&h.crew.parked)
         total["allocations"] = mem_allocations() if mem_allocations() >= 0 else None
@@ -537,12 +559,18 @@ cdef int fill_limits(Limits* lim, config) except -1:
     lim.body_size = config.max_request_body_size
     lim.head_first = config.on_headers is not None or config.stream_request_body
     lim.refused_size = copy_text(lim.refused, config.refused_methods)
+    lim.health_size = copy_text(lim.health, config.health_path)
+    lim.reuse_port = config.reuse_port
     lim.concurrency = config.concurrency
+    lim.reject_slots = config.reject_slots
+    lim.conns_per_ip = config.max_conns_per_ip
     # Each reactor has its share of it.
     lim.max_queue = max(1, config.max_queue // config.reactors)
+    lim.memory = config.max_memory
     lim.requests_per_conn = config.max_requests_per_conn
     lim.header_timeout = ns(config.header_timeout)
     lim.body_timeout = ns(config.body_timeout)
+    lim.handler_timeout = ns(config.handler_timeout)
     lim.write_timeout = ns(config.write_timeout)
     lim.idle_timeout = ns(config.idle_timeout)
     lim.queue_timeout = ns(config.queue_timeout)
@@ -554,7 +582,6 @@ cdef int fill_limits(Limits* lim, config) except -1:
 cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) except -1:
     cdef Reactor* r = &h.reactors[index]
     cdef Limits* lim = &h.limits
-    cdef uint32_t rejects = lim.concurrency // 4 if lim.concurrency // 4 < REJECTS else REJECTS
     r.house = h
     batch_make(&r.batch, with_ring)
     lease_make(&r.lease, index, event_make())
@@ -568,10 +595,12 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     deadlines_make(&r.bodies_due)
     deadlines_make(&r.writes)
     deadlines_make(&r.lingers)
-    r.accept_again = NEVER
+    deadlines_make(&r.calls)
+    r.accept_again = r.oldest = NEVER
+    r.spare = net_spare()
     r.now = now_ns()
     scribe_make(&r.scribe, name, <uint32_t>len(name))
-    if not (slots_make(&r.slots, lim.concurrency + rejects + 1)
+    if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + PROBE_SLOTS)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
             and bodies_make(&r.bodies)):
@@ -607,13 +636,15 @@ cdef void close_descriptors(House* h) noexcept:
                 # It came home when nobody turned the reactor any more.
                 give_buffers(r, &r.slots.table[k])
                 c_close(r.slots.table[k].fd)
+                discount(h, &r.slots.table[k])
                 slot_give(&r.slots, &r.slots.table[k])
-                sub_u32(&h.connections, 1)
         for k in range(r.n_listeners):
             c_close(r.listeners[k].fd)
         r.n_listeners = 0
         c_close(r.epoll)
         c_close(r.lease.event)
+        if r.spare >= 0:
+            c_close(r.spare)
         batch_unmake(&r.batch)
         r.epoll = r.lease.event = -1
     drop_references(h)
@@ -633,6 +664,7 @@ cdef void forget_house(House* h) noexcept:
         pool_unmake(&r.inputs)
         pool_unmake(&r.outputs)
         bodies_unmake(&r.bodies)
+    peers_unmake(&h.peers)
     mem_give(h.dropped)
     mem_give(h.crew.stack)
     mem_give(h.crew.mates)
@@ -653,6 +685,13 @@ cdef int tell(House* h) except -1:
     for i in range(n):
         if notes[i].kind == NOTE_CONCURRENCY:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_PER_IP:
+            log.warning("connections are refused with 429: max_conns_per_ip=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_MEMORY:
+            log.warning("bodies are refused with 503: max_memory=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_HANDLER:
+            log.error("a handler took longer than handler_timeout: its client was told 504\n%s",
+                      stack_of(notes[i].value, now_ns() - notes[i].at))
         elif notes[i].kind == NOTE_QUEUE:
             log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_STACKS:
@@ -662,6 +701,21 @@ cdef int tell(House* h) except -1:
         elif notes[i].kind == NOTE_ACCEPT:
             log.warning("descriptors or kernel memory ran out: accepting again in %d ms", notes[i].value)
     return 0
+
+
+cdef str stack_of(int64_t native_id, int64_t late):
+    """The Python stack of a thread, `late` nanoseconds after it was asked for."""
+    import sys
+    import threading
+    import traceback
+    if late > SECOND:
+        return f"(the GIL could not be had for {late / 1e9:.1f} s: what the thread was at then is not known)"
+    for thread in threading.enumerate():
+        if thread.native_id == native_id:
+            frame = sys._current_frames().get(thread.ident)
+            if frame is not None:
+                return f"{thread.name}:\n{''.join(traceback.format_stack(frame))}"
+    return "(its thread has ended)"
 
 
 cdef str stacks():

@@ -21,9 +21,12 @@ Kind = Literal["count", "duration", "size", "flag", "text", "hook"]
 
 DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for listeners, epoll sets and the program itself
 CONCURRENCY_MAX = 65_536
+REJECT_SLOTS_MAX = 1024
 METHODS_MAX = 200  # as in engine/limits.pxd
+PATH_MAX = 200  # as there, of those that are answered without Python
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
+_PATH = re.compile(r"/[!\"$->@-~]*")  # what is visible, but for ? and #
 _COUNT = re.compile(r"[0-9]{1,15}")
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)?")
 _DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)?")
@@ -234,8 +237,19 @@ class Config:
     concurrency: int | None = _setting(
         "count", None, "connections", "overload", 1, 1_048_576,
         meaning="open connections of the whole server",
-        client="503 and close",
+        client="503 with Retry-After and close",
         none="65536, or RLIMIT_NOFILE - 64 if that is less",
+    )
+    reject_slots: int | None = _setting(
+        "count", None, "connections", "overload", 0, 65536,
+        meaning="connections that are told at the same time that a limit of connections is reached",
+        client="503 or 429 and close; beyond them close without a reply",
+        none="a quarter of `concurrency`, 1 to 1024",
+    )
+    max_conns_per_ip: int = _setting(
+        "count", 0, "connections", "overload", 0, 1_048_576,
+        meaning="open connections of one IPv4 address or one IPv6 /64, over all reactors; 0 is off",
+        client="429 and close",
     )
     max_queue: int = _setting(
         "count", 1024, "requests", "overload", 1, 1_048_576,
@@ -246,6 +260,12 @@ class Config:
         "duration", 5.0, "seconds", "overload", 0.001, 86400,
         meaning="how long a complete request waits for a worker",
         client="503 with Retry-After",
+    )
+
+    max_memory: int = _setting(
+        "size", 2**30, "bytes", "overload", 2**20, 2**46,
+        meaning="of all buffers and bodies that are being received together; those that have begun finish",
+        client="503 with Retry-After and close for a body beyond it",
     )
 
     header_timeout: float = _setting(
@@ -267,6 +287,11 @@ class Config:
         "size", 240, "bytes/s", "deadlines", 0, 2**30,
         meaning="slowest reader of a reply that is accepted, bytes a second after 5 s of grace; 0 is off",
         client="the reply is cut off",
+    )
+    handler_timeout: float = _setting(
+        "duration", 0.0, "seconds", "deadlines", 0, 86400,
+        meaning="until a handler has returned or begun to stream; then its ctx expires; 0 is off",
+        client="504 and close",
     )
     write_timeout: float = _setting(
         "duration", 30.0, "seconds", "deadlines", 0.001, 86400,
@@ -332,6 +357,12 @@ class Config:
         "flag", True, "", "replies", 0, 0,
         meaning="send `text/plain; charset=utf-8` with a body unless the handler sets a type",
     )
+    health_path: str = _setting(
+        "text", "", "characters", "replies", 0, PATH_MAX,
+        meaning="path that is answered without Python: 200 and how busy the server is, 503 while it stops; empty "
+                "is off",
+        client="application/json",
+    )
     log_all_errors: bool = _setting(
         "flag", False, "", "replies", 0, 0,
         meaning="log each request that the parser refuses",
@@ -347,6 +378,8 @@ class Config:
         if self.reactors is not None and self.workers <= self.reactors:
             least = self.reactors + 1
             raise ValueError(f"workers must be at least reactors + 1 = {least}, not {self.workers}")
+        if self.health_path and not _PATH.fullmatch(self.health_path):
+            raise ValueError(f"health_path must be a path such as /health, not {self.health_path!r}")
         methods = [name.strip() for name in self.refused_methods.split(",")] if self.refused_methods else []
         if not all(_TOKEN.fullmatch(name) for name in methods):
             raise ValueError(f"refused_methods must be methods separated by commas, not {self.refused_methods!r}")
@@ -373,6 +406,9 @@ class Config:
             concurrency = max(1, min(CONCURRENCY_MAX, descriptors - DESCRIPTORS_KEPT))
         elif concurrency >= descriptors:
             raise ValueError(f"concurrency must be below RLIMIT_NOFILE = {descriptors}, not {concurrency}")
+        reject_slots = self.reject_slots
+        if reject_slots is None:
+            reject_slots = max(1, min(concurrency // 4, REJECT_SLOTS_MAX))
         reactors = self.reactors
         if reactors is None:
             reactors = 1 if gil_enabled() else min(len(os.sched_getaffinity(0)), self.workers - 1)
@@ -381,6 +417,7 @@ class Config:
             max_workers=self.workers if self.max_workers is None else self.max_workers,
             reactors=reactors,
             concurrency=concurrency,
+            reject_slots=reject_slots,
         )
 
 

@@ -7,7 +7,7 @@ A new word adds a section below with its own cimports; conftest.py builds the fi
 
 import time
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -360,6 +360,52 @@ cdef class Batches:
             batches.batch_go(self.b, sends)
         results = [self.b.results[i] for i in range(self.b.n)]
         return results, [bytes(buffer[:max(n, 0)]) for buffer, n in zip(buffers, results)]
+
+
+# ---- peers ---------------------------------------------------------------------------------------------
+
+from fastserve.engine cimport peers as peers_words
+from fastserve.engine.net cimport sockaddr_in6
+
+
+def peer_key(int family, bytes address):
+    """Of an address as it is in memory: 4 or 16 bytes."""
+    cdef sockaddr_in6 a
+    memset(&a, 0, sizeof(a))
+    a.sin6_family = <unsigned short>family
+    memcpy(<char*>&a + 4 if len(address) == 4 else <char*>&a.sin6_addr, <char*>address, len(address))
+    return peers_words.peer_key(&a)
+
+
+cdef class Peers:
+    cdef peers_words.Peers p
+
+    def __cinit__(self, uint32_t connections, uint64_t secret):
+        if not peers_words.peers_make(&self.p, connections, secret):
+            raise MemoryError
+
+    def __dealloc__(self):
+        peers_words.peers_unmake(&self.p)
+
+    def enter(self, uint64_t key):
+        return peers_words.peers_enter(&self.p, key)
+
+    def leave(self, uint64_t key):
+        peers_words.peers_leave(&self.p, key)
+
+    def place(self, uint64_t key):
+        return peers_words.peer_place(&self.p, key)
+
+    def taken(self):
+        """Places that are not empty; each must have connections."""
+        cdef uint32_t i, n = 0
+        for i in range(self.p.mask + 1):
+            if self.p.table[i].key:
+                n += 1
+                assert self.p.table[i].count > 0
+            else:
+                assert self.p.table[i].count == 0
+        return n
 
 
 include "_probe_lease.pxi"

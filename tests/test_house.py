@@ -37,8 +37,8 @@ SANS_IO = ("scan", "http1", "body", "reply", "limits")
 IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 
 UNDER_THE_GIL = {
-    "drop_references", "phrase_of", "copy_text", "stacks", "fill_limits", "ns", "reactor_make", "tell", "_gil_enabled",
-    "enter_house", "leave_house", "close_descriptors", "forget_house",
+    "drop_references", "phrase_of", "copy_text", "stacks", "stack_of", "fill_limits", "ns", "reactor_make", "tell",
+    "_gil_enabled", "enter_house", "leave_house", "close_descriptors", "forget_house",
 }
 """Functions of the door outside its classes that need the GIL: start, end, the log."""
 
@@ -51,7 +51,7 @@ ENTRANCES = {
 
 MAY_ALLOCATE = {
     "mem_take": {"pool_make", "pool_lend", "body_grow", "keep_trailers", "Core.__cinit__"},
-    "mem_take_zeroed": {"slots_make", "Core.__cinit__"},
+    "mem_take_zeroed": {"slots_make", "peers_make", "Core.__cinit__"},
     "mem_grow": {"house_drops", "buffer_put"},
 }
 """A start, a pool that is empty, a body beyond the largest pool, a worker's first streamed body, a list of pointers

@@ -24,6 +24,11 @@ static inline void store_u64_seq(uint64_t *p, uint64_t v) { __atomic_store_n(p, 
 static inline int cas_u64(uint64_t *p, uint64_t old, uint64_t v) {
     return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+static inline uint8_t load_u8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store_u8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int cas_u8(uint8_t *p, uint8_t old, uint8_t v) {
+    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
 /* A counter with one writer at a time: a plain add, published for readers of statistics. */
 static inline void count_u64(uint64_t *p, uint64_t by) {
     __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);

@@ -4,7 +4,7 @@ Knows: the names in `atomics.h`, which says what each one orders. Never sees: wh
 Invariant: one line here for one function there.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "atomics.h" nogil:
     uint64_t load_u64(const uint64_t* p) noexcept
@@ -17,6 +17,10 @@ cdef extern from "atomics.h" nogil:
     void count_u32(uint32_t* p, uint32_t by) noexcept
     void count_u64(uint64_t* p, uint64_t by) noexcept
     uint64_t add_u64(uint64_t* p, uint64_t by) noexcept
+
+    uint8_t load_u8(const uint8_t* p) noexcept
+    void store_u8(uint8_t* p, uint8_t v) noexcept
+    bint cas_u8(uint8_t* p, uint8_t old, uint8_t v) noexcept
 
     int64_t load_i64(const int64_t* p) noexcept
     void store_i64(int64_t* p, int64_t v) noexcept

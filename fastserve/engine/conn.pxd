@@ -36,6 +36,12 @@ cdef enum:                  # which part of a request the next call is for
     TOLD = 3                # the whole, and the hook has seen its head
     REFUSED = 4             # what the parser refused: the error handler may word the reply
 
+cdef enum:                  # Conn.claim, with a handler_timeout; otherwise it stays UNCLAIMED
+    UNCLAIMED = 0           # nobody has answered yet
+    SPEAKING = 1            # its worker sends something interim
+    ANSWERED = 2            # its worker answers
+    EXPIRED = 3             # the holder has answered 504; the handler's ctx is no use any more
+
 cdef enum:                  # why bytes of `Large` are still held
     NO_LARGE = 0
     LARGE_OBJECT = 1        # a Python object owns them: dropped when the GIL is held
@@ -88,10 +94,10 @@ cdef struct Conn:
     uint8_t stalled         # the socket is full: nothing is read until `output` has left
     uint8_t broken          # the peer is gone, found out while the connection was READY
     uint8_t in_place        # the body lies in `input`, behind the head
-    uint8_t slow            # its last handler ran off lease and was seen to block
+    uint8_t claim           # who answers the call; atomic: its worker's, or the holder's when its time is up
     uint8_t credit          # requests that may still go to the front of the queue
     uint8_t step            # which part of the request the next call is for
-    uint8_t resumes         # it comes home without a reply, for its body to be received
+    uint8_t rejected        # beyond a limit of connections: it is told so, and is not counted among the others
     uint8_t aborted         # its reply broke off: reset, so that the client does not take it for the whole
     uint8_t continued       # some of the body has come, or 100 was said
     uint16_t last_status    # of the reply of a handler that ran off lease
@@ -113,6 +119,11 @@ cdef struct Conn:
     uint16_t refused        # REFUSED: the status
     uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
     uint32_t discarded      # while lingering
+    uint8_t slow            # its last handler ran off lease and was seen to block
+    uint8_t resumes         # it comes home without a reply, for its body to be received
+    uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
+    uint32_t worker         # with a handler_timeout: index of the worker whose call it is
+    uint64_t peer_key       # under which its address is counted; 0: it is not
     Chunked chunked
     uint64_t id
     sockaddr_in6 peer

@@ -6,10 +6,11 @@ Invariant: written before the first thread starts, only read afterwards. Times a
 sizes are bytes, 0 means "off" where Config allows it.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     METHODS_MAX = 200               # bytes of a list of them
+    PATH_MAX = 200                  # bytes of a path that is answered without Python
 
 cdef struct Limits:
     # the head
@@ -22,11 +23,15 @@ cdef struct Limits:
     bint head_first                 # a request with a body is handed over when its head is there
     # the pool and the queue
     uint32_t concurrency            # connections of the whole server; beyond: 503
+    uint32_t reject_slots           # connections that are told that a limit of connections is reached
+    uint32_t conns_per_ip           # connections of one address; beyond: 429; 0: off
     uint32_t max_queue              # requests that wait for a worker; beyond: 503
+    uint64_t memory                 # bytes of all buffers and bodies; beyond: 503 for new bodies
     uint32_t requests_per_conn      # the last one answers with Connection: close
     # deadlines
     int64_t header_timeout          # the whole head, from its first byte; 408
     int64_t body_timeout            # the whole body, from the end of the head; 408
+    int64_t handler_timeout         # until a handler has returned or begun to stream; 504; 0: off
     int64_t write_timeout           # a reply that makes no progress; cut
     int64_t idle_timeout            # between requests, and before the first byte; silent close
     int64_t queue_timeout           # a ready request that no worker took; 503
@@ -36,6 +41,11 @@ cdef struct Limits:
     # methods that the server answers with 405, as a list of tokens
     uint32_t refused_size
     char refused[METHODS_MAX]
+
+    # what is answered without Python; 0: off
+    uint32_t health_size
+    char health[PATH_MAX]
+    bint reuse_port                 # other processes share the port: who cannot serve leaves them time
 
 cdef enum:
     METHOD_MAX = 32                 # bytes of a method

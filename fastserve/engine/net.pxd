@@ -58,6 +58,10 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd) noexcept
 
+cdef extern from "<fcntl.h>" nogil:
+    int O_RDONLY, O_CLOEXEC
+    int c_open "open"(const char* path, int flags) noexcept
+
 
 cdef enum:
     AGAIN = -1
@@ -77,6 +81,11 @@ cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
     if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
         return SHORT
     return GONE
+
+
+cdef inline int net_spare() noexcept nogil:
+    """A descriptor that stands for nothing, to be closed when one is needed; negative: there is none."""
+    return c_open(b"/dev/null", O_RDONLY | O_CLOEXEC)
 
 
 cdef inline void net_no_delay(int fd) noexcept nogil:

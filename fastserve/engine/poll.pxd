@@ -67,7 +67,8 @@ cdef inline int poll_remove(int epoll, int fd) noexcept nogil:
 
 cdef inline int poll_wait(int epoll, epoll_event* events, int room, int64_t ns) noexcept nogil:
     """How many events came within `ns` nanoseconds (negative: for ever), rounded up to the
-    millisecond: a deadline is never met early and never spun for. An interruption is no event."""
+    millisecond: a deadline is never met early and never spun for. An interruption, which is what a stopped
+    process finds when it goes on, ends the wait; what has come by then is reported all the same."""
     cdef int64_t ms = -1
     cdef int n
     if ns >= 0:
@@ -75,4 +76,6 @@ cdef inline int poll_wait(int epoll, epoll_event* events, int room, int64_t ns) 
         if ms > LONGEST_WAIT:
             ms = LONGEST_WAIT
     n = c_epoll_wait(epoll, events, room, <int>ms)
+    if n < 0:
+        n = c_epoll_wait(epoll, events, room, 0)
     return n if n >= 0 else 0

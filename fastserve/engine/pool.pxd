@@ -98,6 +98,7 @@ cdef enum:
 cdef struct Bodies:
     Pool sizes[BODY_SIZES]
     uint64_t lent
+    uint64_t bytes          # of those that are lent
 
 
 cdef struct Body:
@@ -112,7 +113,7 @@ cdef inline size_t body_size_of(uint32_t rank) noexcept nogil:
 
 cdef inline bint bodies_make(Bodies* b) noexcept nogil:
     cdef uint32_t i
-    b.lent = 0
+    b.lent = b.bytes = 0
     for i in range(BODY_SIZES):
         # Each size keeps at most 4 MiB of spare memory.
         if not pool_make(&b.sizes[i], body_size_of(i), 0, <uint32_t>(body_size_of(BODY_SIZES - 1) / body_size_of(i))):
@@ -132,6 +133,7 @@ cdef inline void body_drop(Bodies* b, Body* body) noexcept nogil:
     if body.data is NULL:
         return
     count_u64(&b.lent, <uint64_t>-1)
+    count_u64(&b.bytes, <uint64_t>0 - body.room)
     for i in range(BODY_SIZES):
         if body.room == body_size_of(i):
             pool_return(&b.sizes[i], body.data)
@@ -164,6 +166,7 @@ cdef inline bint body_grow(Bodies* b, Body* body, size_t room) noexcept nogil:
         memcpy(bigger.data, body.data, body.used)
     body_drop(b, body)
     count_u64(&b.lent, 1)
+    count_u64(&b.bytes, bigger.room)
     body[0] = bigger
     return True
 

@@ -11,7 +11,7 @@ stands behind `lock`.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastserve.engine.atomics cimport (
-    add_u32, futex_wake, lock_word, now_ns, store_u32, store_u32_seq, unlock_word,
+    add_u32, futex_wake, load_u64, lock_word, now_ns, store_u32, store_u32_seq, unlock_word,
 )
 from fastserve.engine.batch cimport Batch
 from fastserve.engine.conn cimport (
@@ -21,9 +21,10 @@ from fastserve.engine.deadline cimport Deadlines, timer_start, timer_touch
 from fastserve.engine.http1 cimport http1_begin
 from fastserve.engine.lease cimport Crew, Lease
 from fastserve.engine.limits cimport Limits
+from fastserve.engine.peers cimport Peers
 from fastserve.engine.poll cimport poll_add, poll_change
 from fastserve.engine.pool cimport (
-    Bodies, Pool, body_drop, mem_give, mem_grow, pool_lend, pool_return,
+    Bodies, Pool, body_drop, mem_give, mem_grow, pool_lend, pool_lent, pool_return,
 )
 from fastserve.engine.reply cimport Scribe
 
@@ -49,25 +50,34 @@ cdef enum:                      # Conn.timed_by
     BY_BODY = 3
     BY_WRITE = 4
     BY_LINGER = 5
+    BY_CALL = 6
 
 cdef enum:                      # what the core has to say; the keeper puts it into words
     NOTE_CONCURRENCY = 0
     NOTE_QUEUE = 1
     NOTE_ACCEPT = 2
-    NOTE_REFUSED = 3            # each of them, when asked for
-    NOTE_STACKS = 4             # each time that a signal asks
-    NOTE_KINDS = 5
+    NOTE_PER_IP = 3
+    NOTE_MEMORY = 4
+    NOTE_REFUSED = 5            # each of them, when asked for
+    NOTE_STACKS = 6             # each time that a signal asks
+    NOTE_HANDLER = 7            # each handler whose time is up: `value` is its thread
+    NOTE_KINDS = 8
 
 
 cdef struct Stats:
     uint64_t accepted
     uint64_t refused            # connections beyond `concurrency`
+    uint64_t refused_ip         # beyond `max_conns_per_ip`
+    uint64_t unheard            # of both: closed without a reply
     uint64_t requests           # answered by a handler
     uint64_t shed_full          # 503: the queue was full
     uint64_t shed_old           # 503: waited for queue_timeout
+    uint64_t shed_memory        # 503: bodies that `max_memory` had no room for
     uint64_t cut                # connections that shutdown ended in the middle of a request
     uint64_t timed_out_idle
     uint64_t timed_out_write
+    uint64_t timed_out_handler
+    uint64_t probes             # answered without Python
     uint64_t aborted            # streamed replies that broke off
     uint64_t handoffs_blocked
     uint64_t handoffs_computing
@@ -86,6 +96,7 @@ cdef struct Listener:
 cdef struct Note:
     uint32_t kind
     int64_t value
+    int64_t at
 
 
 cdef struct Reactor:
@@ -107,9 +118,12 @@ cdef struct Reactor:
     Pool inputs
     Pool outputs
     Bodies bodies
-    Deadlines idle, heads, bodies_due, writes, lingers
+    Deadlines idle, heads, bodies_due, writes, lingers, calls
+    int64_t oldest              # atomic: since when the first of `ready` waits, as of the last turn; NEVER
+    uint32_t full_turns         # in a row: there were more events than one turn takes
     int64_t accept_again        # NEVER while accepting
     int64_t accept_pause
+    int spare                   # a descriptor kept for when there are none
     uint32_t n_listeners
     Listener listeners[LISTENERS]
     Batch batch
@@ -129,7 +143,10 @@ cdef struct House:
     uint8_t leave               # the default fields that no reply has: as `set` in Reply
     uint32_t refs               # atomic: those inside, and the server object; the last one frees
     uint32_t inside             # atomic: workers, the keeper, the watchers; the last one closes
-    uint32_t connections        # atomic
+    uint32_t connections        # atomic: without those that were rejected
+    uint32_t rejected           # atomic
+    Peers peers
+    int64_t started_at
     uint64_t conn_ids           # atomic
     uint32_t draining           # atomic: no new connection, no keep-alive
     int64_t cut_at              # atomic: when draining ends; NEVER
@@ -153,6 +170,18 @@ cdef struct House:
     uint64_t notes_lost
     Note notes[NOTES]
     int64_t noted[NOTE_KINDS]   # when each kind was last said
+
+
+cdef inline uint64_t memory_lent(House* h) noexcept nogil:
+    """Bytes of all buffers and bodies that connections have at the moment."""
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    cdef Reactor* r
+    for i in range(h.n_reactors):
+        r = &h.reactors[i]
+        total += pool_lent(&r.inputs) * r.inputs.size + pool_lent(&r.outputs) * r.outputs.size
+        total += load_u64(&r.bodies.bytes)
+    return total
 
 
 cdef inline int64_t earlier(int64_t a, int64_t b) noexcept nogil:
@@ -274,6 +303,8 @@ cdef inline void time_by(Reactor* r, Conn* c, uint8_t kind, int64_t at) noexcept
         d = &r.writes
     elif kind == BY_LINGER:
         d = &r.lingers
+    elif kind == BY_CALL:
+        d = &r.calls
     c.timed_by = kind
     timer_start(d, &c.timer, at)
 
@@ -296,6 +327,7 @@ cdef inline void note(House* h, uint32_t kind, int64_t value) noexcept nogil:
     else:
         h.notes[h.n_notes].kind = kind
         h.notes[h.n_notes].value = value
+        h.notes[h.n_notes].at = now
         h.n_notes += 1
     unlock_word(&h.lock)
     wake_keeper(h)

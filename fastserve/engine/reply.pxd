@@ -8,7 +8,7 @@ always has enough.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX
 
@@ -207,9 +207,9 @@ cdef inline char* put_chunk_head(char* to, uint64_t size) noexcept nogil:
 
 
 cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const Scribe* s, uint8_t leave,
-                               bint close, bint alive_10, bint body) noexcept nogil:
-    """A whole reply of the server's own: the reason phrase as text. `retry_after` in seconds, 0: not
-    said (RFC 9110, section 10.2.3). `leave`: as `set` in Reply. `body` is False in answer to HEAD. At
+                               bint close, bint alive_10, bint body, const char* words) noexcept nogil:
+    """A whole reply of the server's own: `words` as text; NULL: the reason phrase. `retry_after` in seconds, 0:
+    not said (RFC 9110, section 10.2.3). `leave`: as `set` in Reply. `body` is False in answer to HEAD. At
     most 2 * REPLY_HEAD_ROOM."""
     cdef char more[80]
     cdef char* p = more
@@ -226,9 +226,9 @@ cdef inline size_t reply_error(char* to, int status, uint32_t retry_after, const
     r.set = leave & (OWN_DATE | OWN_SERVER)
     r.fields = more
     r.fields_size = <uint32_t>(p - more)
-    r.body = known.phrase
-    r.body_size = <size_t>known.phrase_size + 1
+    r.body = words if words is not NULL else known.phrase
+    r.body_size = strlen(r.body) + 1
     at = reply_head(to, &r, s, close, alive_10)
     if body:
-        at = put(put(at, r.body, known.phrase_size), b"\n", 1)
+        at = put(put(at, r.body, r.body_size - 1), b"\n", 1)
     return <size_t>(at - to)

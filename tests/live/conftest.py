@@ -98,7 +98,7 @@ def parse_head(raw: bytes) -> Reply:
 class Wire:
     """A client that sends bytes as they are and reads replies strictly. Every wait has a deadline."""
 
-    def __init__(self, address: str, receive_buffer: int = 0) -> None:
+    def __init__(self, address: str, receive_buffer: int = 0, source: str = "") -> None:
         if address.startswith("unix:"):
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             target: Any = address.removeprefix("unix:")
@@ -110,6 +110,8 @@ class Wire:
             if receive_buffer:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self.socket.settimeout(PATIENCE)
+            if source:
+                self.socket.bind((source, 0))
             self.socket.connect(target)
             if self.socket.family != socket.AF_UNIX:
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -274,9 +276,9 @@ class Running:
     def stats(self) -> dict[str, Any]:
         return self.server.stats()
 
-    def connect(self, receive_buffer: int = 0) -> Wire:
-        """A raw client; closed with the test at the latest."""
-        wire = Wire(self.address, receive_buffer)
+    def connect(self, receive_buffer: int = 0, source: str = "") -> Wire:
+        """A raw client, of address `source` if given; closed with the test at the latest."""
+        wire = Wire(self.address, receive_buffer, source)
         self._wires.append(wire)
         return wire
 
@@ -296,7 +298,7 @@ class Running:
     def in_use(self) -> dict[str, int]:
         """What must be 0 when no client is there."""
         stats = self.stats()
-        return {name: stats[name] for name in ("connections", "slots", "buffers", "queued")}
+        return {name: stats[name] for name in ("connections", "rejected", "slots", "buffers", "queued")}
 
     def shutdown(self, timeout: float = 10.0) -> bool:
         """As Server.shutdown, which must come back; if it does not, the test run says where it hangs and ends."""

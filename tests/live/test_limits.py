@@ -4,12 +4,14 @@ Knows: `concurrency`, `max_queue`, `queue_timeout`, `stats`. Never sees: limits 
 Invariant: who is turned away can read why; who was let in is served; afterwards all is as before.
 """
 
+import json
 import threading
+from pathlib import Path
 
 import pytest
 
 from fastserve import RequestCtx
-from tests.live.conftest import PATIENCE, Reply, Running, Serve, Wire, request, wait_for, wait_until
+from tests.live.conftest import PATIENCE, Reply, Running, Serve, Wire, chunked, request, wait_for, wait_until
 
 
 def hello(ctx: RequestCtx) -> None:
@@ -67,7 +69,7 @@ def test_concurrency(serve: Serve) -> None:
         refused.send(raw)
         reply = refused.read()
         assert (reply.status, reply.closes) == (503, True)
-        assert reply.body == b"Service Unavailable\n"
+        assert reply.body == b"The connection cannot be served because Server.concurrency limit exceeded\n"
         assert refused.ended()
         refused.close()
         wait_until(lambda: server.stats()["slots"] == 4, "the refused connection to be forgotten")
@@ -104,7 +106,9 @@ def test_far_beyond_concurrency(serve: Serve) -> None:
         assert not data or data.startswith(b"HTTP/1.1 503 ")
         told += bool(data)
     assert told >= 1
-    assert server.stats()["refused_connections"] == 200
+    stats = server.stats()
+    assert stats["refused_connections"] == 200
+    assert told + stats["closed_unheard"] >= 200        # a reset may take a reply with it
     for wire in crowd:
         wire.close()
     wait_until(lambda: server.stats()["connections"] == 2, "the crowd to go")
@@ -386,3 +390,183 @@ def test_stats_from_many_threads(serve: Serve) -> None:
         thread.join(PATIENCE)
     assert problems == []
     assert server.stats()["requests"] == 50
+
+
+# Who is told, and how many at a time
+
+def test_reject_slots(serve: Serve) -> None:
+    """Two connections at a time are told that there are too many; who comes while both are, sees the end."""
+    server = serve(hello, concurrency=2, reject_slots=2, workers=2)
+    served = [server.connect() for _ in range(2)]
+    for wire in served:
+        assert wire.get().status == 200
+    told = [server.connect() for _ in range(2)]
+    for wire in told:
+        assert wire.read().status == 503
+    assert server.connect().ended()
+    wait_until(lambda: server.stats()["closed_unheard"] == 1, "the count of those that were not told")
+    for wire in told:
+        wire.close()
+    wait_until(lambda: server.stats()["rejected"] == 0, "those that were told to go")
+    assert server.connect().read().status == 503
+    stats = server.stats()
+    assert (stats["refused_connections"], stats["connections"], stats["refusals"]) == (4, 2, {503: 3})
+
+
+@pytest.mark.parametrize("reactors", [1, 3])
+def test_max_conns_per_ip(serve: Serve, reactors: int) -> None:
+    """Three of one address, wherever the kernel deals them; another address has its own three."""
+    server = serve(hello, max_conns_per_ip=3, workers=4, reactors=reactors)
+    ours = [server.connect() for _ in range(3)]
+    for wire in ours:
+        assert wire.get().status == 200
+    for raw in (b"", request("POST", body=b"b" * 100_000)):
+        refused = server.connect().send(raw)
+        reply = refused.read()
+        assert (reply.status, reply.closes) == (429, True)
+        assert reply.body == b"The number of connections from your ip exceeds max_conns_per_ip\n"
+        assert refused.ended()
+    theirs = [server.connect(source="127.0.0.2") for _ in range(3)]
+    for wire in theirs:
+        assert wire.get().status == 200
+    assert server.connect(source="127.0.0.2").read().status == 429
+    # There is room again as soon as one of its own goes, and not before.
+    theirs[0].close()
+    wait_until(lambda: server.stats()["connections"] == 5, "room")
+    assert server.connect().read().status == 429
+    assert server.connect(source="127.0.0.2").get().status == 200
+    stats = server.stats()
+    assert (stats["refused_per_ip"], stats["refused_connections"], stats["refusals"]) == (4, 0, {429: 4})
+    wait_until(lambda: serve.warnings(), "a warning")
+    assert any("max_conns_per_ip=3" in text for text in serve.warnings())
+
+
+def test_a_unix_socket_has_no_address(serve: Serve, tmp_path: Path) -> None:
+    server = serve(hello, f"unix:{tmp_path}/s", max_conns_per_ip=1, workers=2)
+    for wire in [server.connect() for _ in range(5)]:
+        assert wire.get().status == 200
+
+
+# Memory
+
+@pytest.mark.parametrize("coded", [False, True], ids=["sized", "chunked"])
+def test_max_memory(serve: Serve, coded: bool) -> None:
+    """A new body beyond it is refused, what has begun and what is small goes on."""
+    server = serve(lambda ctx: ctx.write(str(len(ctx.body))), max_memory=2**20, workers=2)
+    body = b"b" * 1_500_000
+    rest = chunked(body, 100_000) if coded else body
+    first = server.connect().send(request("POST", "/", *(["Transfer-Encoding: chunked"] if coded else
+                                                         [f"Content-Length: {len(body)}"])), rest[:1_400_000])
+    wait_until(lambda: server.stats()["memory"] > 2**20, "the body to have grown")
+    for late in (request("POST", body=body), request("POST", "/", "Transfer-Encoding: chunked") + b"1\r\nx\r\n"):
+        reply = server.connect().send(late).read()
+        assert (reply.status, reply.closes, reply.get("Retry-After")) == (503, True, "1")
+    assert server.exchange(request("POST", body=b"small")).body == b"5"
+    assert server.get().body == b"0"
+    assert first.send(rest[1_400_000:]).read().body == b"1500000"
+    wait_until(lambda: server.stats()["memory"] < 2**20, "the memory to be free")
+    assert server.exchange(request("POST", body=body)).body == b"1500000"
+    assert server.stats()["shed_memory"] == 2
+    wait_until(lambda: serve.warnings(), "a warning")
+    assert any("max_memory=1048576" in text for text in serve.warnings())
+
+
+# Health
+
+def health(reply: Reply) -> dict[str, object]:
+    assert reply.get("Content-Type") == "application/json"
+    assert reply.get("Cache-Control") == "no-store"
+    told: dict[str, object] = json.loads(reply.body)
+    return told
+
+
+def test_health(serve: Serve, release: threading.Event) -> None:
+    """Answered while every worker blocks and requests wait."""
+    gate = Gate(release)
+    server = serve(gate, workers=3, reactors=1, health_path="/health", queue_timeout=600)
+    wire = server.connect()
+    reply = wire.get("/health")
+    assert (reply.status, reply.closes) == (200, False)
+    told = health(reply)
+    assert (told["status"], told["workers"], told["busy"], told["queued"]) == ("ok", 3, 0, 0)
+    wires = block(server, gate, 3)
+    waiting = [server.connect().send(request("GET", f"/{n}")) for n in range(2)]
+    wait_until(lambda: server.stats()["queued"] == 2, "two requests to wait")
+    told = health(wire.get("/health"))
+    assert (told["status"], told["busy"], told["queued"], told["connections"]) == ("ok", 3, 2, 6)
+    assert isinstance(told["oldest_wait_ms"], int)
+    release.set()
+    for each in [*wires, *waiting]:
+        assert each.read().status == 200
+    assert server.stats()["probes"] == 2
+    assert "/health" not in gate.called
+
+
+def test_health_among_others(serve: Serve) -> None:
+    """Pipelined, in order; what only looks alike is the handler's."""
+    server = serve(lambda ctx: ctx.write(f"{ctx.method} {ctx.path}"), health_path="/h", workers=2)
+    wire = server.connect()
+    wire.send(request("GET", "/1"), request("GET", "/h"), request("HEAD", "/h"), request("GET", "/h/"),
+              request("GET", "/h?x"), request("POST", "/h", body=b"abc"), request("GET", "/h", body=b"abc"),
+              request("GET", "/2"), request("GET", "/h", "Connection: close"))
+    assert wire.read().body == b"GET /1"
+    assert health(wire.read())["status"] == "ok"
+    assert wire.read(head=True).get("Content-Type") == "application/json"
+    assert wire.read().body == b"GET /h/"
+    assert health(wire.read())["status"] == "ok"
+    assert [wire.read().body for _ in range(3)] == [b"POST /h", b"GET /h", b"GET /2"]
+    last = wire.read()
+    assert health(last)["status"] == "ok"
+    assert last.closes
+    assert wire.ended()
+
+
+def test_health_beyond_all_limits(serve: Serve) -> None:
+    """Who has no slot may still ask how the server is: at once or later; others are told, or see the end."""
+    server = serve(hello, concurrency=1, reject_slots=1, health_path="/health", workers=2)
+    assert server.connect().get().status == 200
+    early = server.connect().send(request("GET", "/health"))
+    reply = early.read()
+    assert (reply.status, reply.closes) == (200, True)
+    assert early.ended()
+    for raw in (request("GET", "/other"), b"nonsense\r\n\r\n"):
+        wait_until(lambda: server.stats()["rejected"] == 0, "the slot to be free")
+        wire = server.connect().send(raw)
+        assert wire.read().status == 503
+        wire.close()
+        wait_until(lambda: server.stats()["rejected"] == 0, "the slot to be free")
+    silent = server.connect()
+    wait_until(lambda: server.stats()["rejected"] == 1, "the slot to be taken")
+    probe = server.connect()
+    other = server.connect()
+    wait_until(lambda: server.stats()["rejected"] == 3, "both to be heard")
+    assert health(probe.get("/health"))["connections"] == 1
+    assert other.send(request("GET", "/other")).gone()
+    assert silent.read().status == 503          # it has not said anything for a second
+    stats = server.stats()
+    assert (stats["probes"], stats["closed_unheard"], stats["requests"]) == (2, 1, 1)
+
+
+def test_health_while_the_server_stops(serve: Serve, release: threading.Event) -> None:
+    gate = Gate(release)
+    server = serve(gate, workers=2, health_path="/health")
+    [blocked] = block(server, gate, 1)
+    probe = server.connect().send(request("GET", "/health", "X: y")[:-2])
+    wait_until(lambda: server.stats()["connections"] == 2, "both connections")
+    stopping = threading.Thread(target=server.shutdown)
+    stopping.start()
+    wait_until(lambda: not listens(server), "the listener to close")
+    reply = probe.send(b"\r\n").read()
+    assert (reply.status, reply.closes, health(reply)["status"]) == (503, True, "stopping")
+    release.set()
+    assert blocked.read().body == b"/block"
+    stopping.join(PATIENCE)
+    assert server.clean
+
+
+def listens(server: Running) -> bool:
+    try:
+        server.connect()
+    except ConnectionRefusedError:
+        return False
+    return True

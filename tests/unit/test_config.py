@@ -56,12 +56,16 @@ def test_defaults() -> None:
         "backlog": 4096,
         "reuse_port": False,
         "concurrency": None,
+        "reject_slots": None,
+        "max_conns_per_ip": 0,
+        "max_memory": 1073741824,
         "max_queue": 1024,
         "queue_timeout": 5,
         "header_timeout": 10,
         "body_timeout": 60,
         "min_body_rate": 240,
         "min_write_rate": 240,
+        "handler_timeout": 0,
         "write_timeout": 30,
         "idle_timeout": 75,
         "shutdown_timeout": 30,
@@ -76,6 +80,7 @@ def test_defaults() -> None:
         "default_date": True,
         "default_content_type": True,
         "io_uring": True,
+        "health_path": "",
         "log_all_errors": False,
     }
 
@@ -132,7 +137,7 @@ def test_a_duration_must_be_finite(value: float) -> None:
         Config(idle_timeout=value)
 
 
-@pytest.mark.parametrize("name", sorted(set(NUMBERS) - {"max_workers", "reactors", "concurrency"}))
+@pytest.mark.parametrize("name", sorted(set(NUMBERS) - {"max_workers", "reactors", "concurrency", "reject_slots"}))
 def test_none_is_refused_where_nothing_is_chosen_at_start(name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be .*, not None$"):
         alone(name, None)
@@ -200,7 +205,7 @@ def test_resolved_leaves_no_none_but_the_hooks(cores: Callable[[int, bool], None
 
 def test_resolved_keeps_what_was_given(cores: Callable[[int, bool], None]) -> None:
     cores(8, False)
-    given = Config(workers=7, max_workers=9, reactors=2, concurrency=5, on_worker_start=print, name="x")
+    given = Config(workers=7, max_workers=9, reactors=2, concurrency=5, reject_slots=7, on_worker_start=print, name="x")
     assert given.resolved() == given
 
 
@@ -210,6 +215,18 @@ def test_reactors_without_gil_follow_the_cores_and_leave_a_worker(
 ) -> None:
     cores(count, False)
     assert Config(workers=workers).resolved().reactors == reactors
+
+
+@pytest.mark.parametrize(("concurrency", "slots"), [(1, 1), (3, 1), (100, 25), (65536, 1024)])
+def test_a_quarter_of_the_connections_is_told(concurrency: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert Config(concurrency=concurrency).resolved().reject_slots == slots
+
+
+@pytest.mark.parametrize("path", ["health", "/a b", "/a?b", "/a#b", "/\u00e9", "/a\x7f", "*", "http://x/"])
+def test_what_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"^health_path must be "):
+        Config(health_path=path)
 
 
 def test_before_python_3_13_there_is_a_gil(
@@ -382,7 +399,7 @@ def test_from_env_reads_every_field_but_the_hook() -> None:
     for name, spec in SPECS.items():
         if spec.kind == "hook":
             continue
-        value = {"flag": True, "text": "x"}.get(spec.kind, spec.high)
+        value = {"flag": True, "text": "/x" if name.endswith("_path") else "x"}.get(spec.kind, spec.high)
         text = spec.show(value)
         others = {variable("workers"): "4096"} if name in ("reactors", "max_workers") else {}
         assert getattr(Config.from_env(others | {variable(name): text}), name) == value, name

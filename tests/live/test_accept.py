@@ -1,0 +1,85 @@
+"""Accepting under trouble: the server lives, says so, and is as before when the trouble is over.
+
+Knows: servers in a process of their own, whose descriptors run out. Never sees: how long a back-off takes.
+Invariant: nobody who connects is left without a word.
+"""
+
+import os
+import select
+import signal
+import time
+from contextlib import ExitStack
+
+import test_leaving as leaving
+from test_leaving import GET, Run, connect, get, reply
+
+script = leaving.script
+
+
+def test_when_descriptors_run_out(script: Run) -> None:
+    """Who cannot have a connection is told 503, those who have one are served; afterwards all is as before."""
+    process = script("""
+import resource
+def handler(ctx):
+    if ctx.path == "/few":
+        top = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top + 3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    ctx.write(ctx.path)
+Server(handler, workers=2, reactors=1, concurrency=200).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with ExitStack() as clients:
+        kept = clients.enter_context(connect(address))
+        kept.sendall(GET.replace(b"/", b"/few", 1))
+        assert reply(kept).endswith(b"/few")
+        served, told = [], 0
+        crowd = [clients.enter_context(connect(address)) for _ in range(40)]
+        for client in crowd:
+            client.sendall(GET)
+        for client in crowd:
+            got = reply(client)
+            if got.startswith(b"HTTP/1.1 200 "):
+                served.append(client)
+            else:
+                assert got.startswith(b"HTTP/1.1 503 ")
+                told += 1
+        assert served
+        assert told
+        kept.sendall(GET)
+        assert reply(kept).startswith(b"HTTP/1.1 200 ")
+        # A close makes room, whatever the back-off was.
+        for client in served:
+            client.close()
+        assert get(address).startswith(b"HTTP/1.1 200 ")
+    process.popen.terminate()
+    assert process.status() == 0
+    process.readers[1].join()
+    assert "descriptors or kernel memory ran out" in process.errors
+
+
+def test_after_a_pause_what_has_come_is_read_before_deadlines_fire(script: Run) -> None:
+    """More connections than one turn takes have sent their rest while the process stood still for longer than
+    their deadline: all of them are served."""
+    process = script("""
+Server(hello, workers=2, reactors=1, header_timeout=1.5).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with ExitStack() as clients:
+        wires = [clients.enter_context(connect(address)) for _ in range(700)]
+        last = clients.enter_context(connect(address))
+        for wire in wires:
+            wire.sendall(GET[:20])
+        last.sendall(GET)
+        assert reply(last)          # what came before it has been read, and its deadline runs
+        os.kill(process.popen.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            for wire in wires:
+                wire.sendall(GET[20:])
+            # The deadline of the kernel's clock has to pass, and nothing else can be waited for.
+            while time.monotonic() < stopped + 1.6:
+                select.select([], [], [], 0.1)
+        finally:
+            os.kill(process.popen.pid, signal.SIGCONT)
+        got = [reply(wire)[:13] for wire in wires]
+    assert got == [b"HTTP/1.1 200 "] * 700

@@ -1,0 +1,224 @@
+"""`handler_timeout`: the client is answered, the handler's ctx expires, and everything stays lent until it returns.
+
+Knows: handlers that block until a test lets them go. Never sees: how long anything took: a 504 proves that the
+handler is still inside. Invariant: exactly one reply reaches the client, and afterwards all is given back.
+"""
+
+import threading
+
+import pytest
+from conftest import Running, Serve, Wire, request, wait_for, wait_until
+
+from fastserve import ContextExpired, RequestCtx
+
+SOON = 0.05
+STUCK = "took longer than handler_timeout"
+
+
+class Late:
+    """Blocks on /late until `let_go`; then does what the test says, and keeps what that raised."""
+
+    def __init__(self, then) -> None:
+        self.then = then
+        self.go = threading.Event()
+        self.raised: list[BaseException | None] = []
+
+    def __call__(self, ctx: RequestCtx) -> None:
+        if ctx.path == "/late":
+            wait_for(self.go)
+            try:
+                self.then(ctx)
+            except BaseException as error:
+                self.raised.append(error)
+                raise
+            else:
+                self.raised.append(None)
+        else:
+            ctx.write(ctx.path)
+
+    def let_go(self) -> BaseException | None:
+        self.go.set()
+        wait_until(lambda: self.raised, "the handler to come back")
+        return self.raised[0]
+
+
+def told(wire: Wire, body: bytes = b"Gateway Timeout\n") -> None:
+    reply = wire.read(head=not body)
+    assert (reply.status, reply.closes, reply.body) == (504, True, body)
+    assert wire.ended()
+    wire.close()
+
+
+def started(serve: Serve, then, **config) -> tuple[Running, Late]:
+    serve.expect_error(STUCK)
+    late = Late(then)
+    return serve(late, handler_timeout=SOON, **{"workers": 4, "reactors": 1, **config}), late
+
+
+def nothing(ctx: RequestCtx) -> None:
+    pass
+
+
+@pytest.mark.parametrize("then", [
+    lambda ctx: ctx.path,
+    lambda ctx: ctx.headers.get("host"),
+    lambda ctx: ctx.write("too late"),
+    lambda ctx: ctx.set_body(b"x" * 1_000_000),
+    lambda ctx: ctx.error("too late", 500),
+    lambda ctx: ctx.early_hints("</style.css>"),
+    lambda ctx: ctx.stream([b"too late"]),
+    lambda ctx: ctx.body,
+    lambda ctx: ctx.done,
+])
+def test_everything_of_the_ctx_expires(serve: Serve, then) -> None:
+    server, late = started(serve, then)
+    wire = server.connect().send(request("GET", "/late"))
+    told(wire)
+    assert server.get("/other").body == b"/other"
+    assert isinstance(late.let_go(), ContextExpired)
+    wait_until(lambda: server.stats()["connections"] == 0, "the slot to come back")
+    stats = server.stats()
+    assert (stats["timed_out_handler"], stats["requests"]) == (1, 1)
+    assert stats["statuses"] == {"1xx": 0, "2xx": 1, "3xx": 0, "4xx": 0, "5xx": 1}
+
+
+def test_a_large_reply_that_nobody_gets_is_given_back(serve: Serve) -> None:
+    """It was written before the time was up."""
+    written = threading.Event()
+    go = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_body(b"x" * 3_000_000)
+        ctx.status = 201
+        written.set()
+        wait_for(go)
+
+    serve.expect_error(STUCK)
+    server = serve(handler, handler_timeout=SOON, workers=2)
+    wire = server.connect().send(request())
+    wait_for(written)
+    told(wire)
+    go.set()
+    wait_until(lambda: server.stats()["connections"] == 0, "the slot to come back")
+
+
+def test_head_has_no_body(serve: Serve) -> None:
+    server, late = started(serve, nothing)
+    told(server.connect().send(request("HEAD", "/late")), b"")
+    assert late.let_go() is None
+
+
+def test_replies_before_it_are_whole(serve: Serve) -> None:
+    """Pipelined: what was asked before is answered before, what was asked behind is not."""
+    server, late = started(serve, nothing)
+    wire = server.connect().send(*(request("GET", path) for path in ("/1", "/2", "/late", "/3")))
+    assert [wire.read().body for _ in range(2)] == [b"/1", b"/2"]
+    told(wire)
+    late.let_go()
+
+
+def test_a_client_that_has_gone(serve: Serve) -> None:
+    server, late = started(serve, nothing)
+    wire = server.connect().send(request("GET", "/late"))
+    wait_until(lambda: server.stats()["connections"] == 1, "the connection")
+    wire.reset()
+    wait_until(lambda: server.stats()["timed_out_handler"] == 1, "the deadline")
+    late.let_go()
+
+
+def test_all_workers_stuck(serve: Serve) -> None:
+    """The clients of handlers that never end are answered, and so are those who wait for a worker."""
+    server, late = started(serve, nothing, workers=2, queue_timeout=600)
+    wires = [server.connect().send(request("GET", "/late")) for _ in range(2)]
+    for wire in wires:
+        told(wire)
+    waiting = server.connect().send(request("GET", "/waits"))
+    wait_until(lambda: server.stats()["queued"] == 1, "a request to wait")
+    late.let_go()
+    assert waiting.read().body == b"/waits"
+
+
+def test_a_handler_that_streams_is_in_time(serve: Serve) -> None:
+    """The reply has begun: from there on it is the reader's pace that counts."""
+    go = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        def parts():
+            yield b"begun "
+            wait_for(go)
+            yield b"ended"
+        ctx.stream(parts())
+
+    server = serve(handler, handler_timeout=SOON, workers=3)
+    wire = server.connect().send(request())
+    assert wire.read_head().status == 200
+    other = server.connect().send(request())        # its deadline is behind the first one's
+    assert other.read_head().status == 200
+    go.set()
+    for each in (wire, other):
+        assert each.read_chunks() == b"begun ended"
+    assert server.stats()["timed_out_handler"] == 0
+
+
+def test_fast_handlers_are_not_touched(serve: Serve) -> None:
+    server = serve(lambda ctx: ctx.write(ctx.path), handler_timeout=30, workers=2)
+    wire = server.connect()
+    for n in range(200):
+        assert wire.get(f"/{n}").body == b"/%d" % n
+
+
+def test_its_stack_is_logged(serve: Serve) -> None:
+    server, late = started(serve, nothing)
+    told(server.connect().send(request("GET", "/late")))
+    wait_until(serve.errors, "the log")
+    [text] = serve.errors()
+    assert "fastserve-worker-" in text
+    assert "wait_for(self.go)" in text
+    late.let_go()
+
+
+def test_done_by_time(serve: Serve) -> None:
+    """A handler that waits for `done` hears that its time is up."""
+    heard: list[bool] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        done = ctx.done
+        heard.append(done.is_set())
+        heard.append(done.wait(0.001))
+        heard.append(done.wait())
+        heard.append(done.is_set())
+
+    serve.expect_error(STUCK)
+    server = serve(handler, handler_timeout=SOON, workers=2)
+    told(server.connect().send(request()))
+    wait_until(lambda: len(heard) == 4, "the handler to come back")
+    assert heard == [False, False, True, True]
+
+
+def test_done_by_shutdown(serve: Serve) -> None:
+    kept: list = []
+    entered = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        kept.append(ctx.done)
+        entered.set()
+        ctx.write("stopped" if ctx.done.wait(600) else "?")
+
+    server = serve(handler, workers=2)
+    wire = server.connect().send(request())
+    wait_for(entered)
+    assert not kept[0].is_set()
+    assert server.shutdown()
+    assert wire.read().body == b"stopped"
+    assert kept[0].is_set()
+    assert kept[0].wait(0)
+
+
+def test_done_by_return(serve: Serve) -> None:
+    """Kept beyond its call it is set, also for a thread that waits."""
+    kept: list = []
+    server = serve(lambda ctx: kept.append(ctx.done), workers=2)
+    assert server.get().status == 200
+    assert kept[0].wait(600)
+    assert server.get().status == 200
+    assert kept[0].is_set()
