@@ -40,6 +40,7 @@ from fastserve.engine.lease cimport (
     thread_timer_slack, watcher_closes, watcher_gives, watcher_hungers, watcher_looks, watcher_rests,
 )
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
+from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
     AGAIN, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end, net_no_delay,
     net_recv, net_send, net_send_two, net_spare, net_wait, sockaddr_in6,
@@ -61,8 +62,8 @@ from fastserve.engine.reactor cimport (
     wake_keeper,
 )
 from fastserve.engine.reply cimport (
-    CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply,
-    Scribe, chunk_close, put, put_chunk_head, put_interim, reply_error, reply_head, scribe_date, scribe_make,
+    CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
+    chunk_close, put, put_chunk_head, put_interim, put_number, reply_error, reply_head, scribe_date, scribe_make,
     status_has_body, status_of,
 )
 
@@ -137,6 +138,7 @@ cdef struct Desk:
     Mate* mate
     Reactor* reactor            # whose lease it holds; NULL: none
     uint64_t word               # what it published last
+    int64_t asked_at            # when it began to wait for the GIL; only where requests are timed
     Conn* home                  # off lease: the connection whose handler it ran
     Reactor* home_reactor
     Reply* reply                # what that handler said
@@ -295,7 +297,7 @@ cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept no
     cdef House* h = r.house
     cdef uint32_t n = add_u32(&h.rejected, 1)
     cdef Conn* c = NULL
-    cdef bint heard = h.limits.health_size and not r.draining
+    cdef bint heard = h.limits.probes and not r.draining
     sub_u32(&h.connections, 1)
     if n <= h.limits.reject_slots + (PROBE_SLOTS if heard else 0):
         c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
@@ -414,6 +416,7 @@ cdef void received(Reactor* r, Conn* c, ssize_t n) noexcept nogil:
             c.body.used += <size_t>n
         else:
             c.input.end += <uint32_t>n
+        count_u64(&r.stats.bytes_received, <uint64_t>n)
         c.credit = 0
         advance(r, c)
     elif n == GONE:
@@ -439,8 +442,7 @@ cdef void advance(Reactor* r, Conn* c) noexcept nogil:
                 if not c.rejected:
                     time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
             return
-        if verdict == DONE and lim.health_size and is_probe(i, lim):
-            answer_probe(r, c)
+        if verdict == DONE and lim.probes and is_probe(r, c):
             return
         if c.rejected:
             turn_away(r, c)
@@ -466,74 +468,6 @@ cdef bint is_listed(Input* i, Limits* lim) noexcept nogil:
                 and memcmp(lim.refused + name.at, i.data + i.start + i.head.method.at, name.size) == 0):
             return True
     return False
-
-
-cdef bint is_probe(Input* i, Limits* lim) noexcept nogil:
-    cdef Head* head = &i.head
-    cdef const char* base = i.data + i.start
-    return (head.path.size == lim.health_size and not memcmp(base + head.path.at, lim.health, lim.health_size)
-            and not head.chunked and head.content_length <= 0
-            and (head.method.size == 3 and not memcmp(base + head.method.at, b"GET", 3)
-                 or head.method.size == 4 and not memcmp(base + head.method.at, b"HEAD", 4)))
-
-
-cdef void answer_probe(Reactor* r, Conn* c) noexcept nogil:
-    """How the server is, whatever Python does."""
-    cdef House* h = r.house
-    cdef char text[HEALTH_ROOM]
-    cdef Health health
-    cdef Reply reply
-    cdef Output* o
-    cdef char* p
-    cdef bint alive
-    if not lend_output(r, c):
-        drop(r, c)
-        return
-    how_it_is(r, &health)
-    alive = keeps_alive(h, c, c.input.head.keep_alive and not c.rejected)
-    memset(&reply, 0, sizeof(reply))
-    reply.status = 503 if health.draining else 200
-    reply.set = h.leave & (OWN_DATE | OWN_SERVER)
-    reply.type = b"application/json"
-    reply.type_size = 16
-    reply.fields = b"Cache-Control: no-store\r\n"
-    reply.fields_size = 25
-    reply.body_size = health_text(text, &health)
-    o = c.output
-    p = reply_head(o.data + o.end, &reply, &r.scribe, not alive, alive and c.input.head.minor == 0)
-    if not is_method(c, b"HEAD", 4):
-        p = put(p, text, reply.body_size)
-    o.end = <uint32_t>(p - o.data)
-    c.requests += 1
-    c.closing = not alive
-    c.consumed = c.input.head.size
-    c.credit = 0
-    count_u64(&r.stats.probes, 1)
-    count_u64(&r.stats.statuses[reply.status // 100], 1)
-    time_idle(r, c)
-    finish(r, c)
-
-
-cdef void how_it_is(Reactor* r, Health* health) noexcept nogil:
-    cdef House* h = r.house
-    cdef uint32_t i, idle = load_u32(&h.crew.parked)
-    cdef int64_t oldest = r.ready.first.began if r.ready.size else NEVER
-    cdef Reactor* other
-    health.queued = 0
-    for i in range(h.n_reactors):
-        other = &h.reactors[i]
-        health.queued += load_u32(&other.ready.size)
-        if other is not r:
-            oldest = earlier(oldest, load_i64(&other.oldest))
-        if load_u32_seq(&other.lease.holder) != WATCHER and load_u64(&other.lease.word) & STATE == IO:
-            # It waits for events.
-            idle += 1
-    health.draining = load_u32(&h.draining) != 0
-    health.workers = load_u32(&h.workers)
-    health.busy = health.workers - idle if health.workers > idle else 0
-    health.connections = load_u32(&h.connections)
-    health.oldest_wait_ms = <uint64_t>((r.now - oldest) // 1_000_000) if oldest < r.now else 0
-    health.uptime_s = <uint64_t>((r.now - h.started_at) // SECOND)
 
 
 cdef void receive_body(Reactor* r, Conn* c) noexcept nogil:
@@ -574,6 +508,7 @@ cdef void resume(Reactor* r, Conn* c) noexcept nogil:
     c.step = TOLD
     c.state = HEAD
     c.credit = 0
+    c.committed = 0
     # Replies to earlier requests may not have left whole; when they have, `sent` reads on.
     c.stalled = False
     make_dirty(r, c)
@@ -879,6 +814,8 @@ cdef void flush(Reactor* r) noexcept nogil:
             else:
                 send_output(r, c)
         batch_go(b, True)
+        if r.house.limits.timed:
+            r.flushed_at = now_ns()
         for i in range(b.n):
             c = <Conn*>b.whose[i]
             n = b.results[i]
@@ -893,7 +830,10 @@ cdef void flush(Reactor* r) noexcept nogil:
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
-    pushed(r, c, push_out(c))
+    cdef int verdict = push_out(c)
+    if r.house.limits.timed:
+        r.flushed_at = now_ns()
+    pushed(r, c, verdict)
 
 
 cdef void pushed(Reactor* r, Conn* c, int verdict) noexcept nogil:
@@ -933,6 +873,11 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     """All is out: the buffers go back, and the connection closes, or reads on."""
     c.stalled = False
     give_large(r, c)
+    count_u64(&r.stats.bytes_sent, <uint64_t>c.sent)
+    c.sent = 0
+    if r.house.limits.timed and c.committed:
+        histogram_note(&r.stats.write, r.flushed_at - c.committed)
+        c.committed = 0
     if c.state == READY:
         # Its next reply comes soon.
         c.output.start = c.output.end = 0
@@ -1014,6 +959,10 @@ cdef void take_home(Reactor* r) noexcept nogil:
     while rest is not NULL:
         c = rest
         rest = c.next_ready
+        count_u64(&r.stats.bytes_received, c.drawn)
+        c.drawn = 0
+        if r.house.limits.timed:
+            note_times(r, c)
         if c.claim == EXPIRED:
             # The client has had its 504 and the end of what we say.
             c.stalled = False
@@ -1035,6 +984,17 @@ cdef void take_home(Reactor* r) noexcept nogil:
         judge(r, c.slow)
         c.credit = 0
         finish(r, c)
+
+
+cdef void note_times(Reactor* r, Conn* c) noexcept nogil:
+    """Of a call that ended off lease."""
+    histogram_note(&r.stats.handler, c.handled)
+    if c.waited >= 0:
+        histogram_note(&r.stats.queue, c.waited)
+        histogram_note(&r.stats.gil, c.gil)
+    if c.written >= 0:
+        histogram_note(&r.stats.write, c.written)
+        c.committed = 0
 
 
 cdef void count_reply(Reactor* r, int status) noexcept nogil:
@@ -1195,6 +1155,8 @@ cdef void drop(Reactor* r, Conn* c) noexcept nogil:
     else:
         c_close(c.fd)
     discount(r.house, c)
+    count_u64(&r.stats.bytes_sent, <uint64_t>c.sent)
+    count_u64(&r.stats.bytes_received, c.drawn)
     slot_give(&r.slots, c)
     if r.accept_again != NEVER:
         # There is a descriptor more.
@@ -1430,6 +1392,8 @@ cdef bint work(Desk* d, int64_t idle) noexcept nogil:
         turn(d.reactor, True)
         if d.reactor.ready.size:
             d.word = 0
+            if h.limits.timed:
+                d.asked_at = now_ns()
             if d.reactor.blocking < PASS_FIRST or not take_along(d):
                 d.word = lease_publish(&d.reactor.lease, WANT)
             return True
@@ -1471,7 +1435,7 @@ cdef bint take_along(Desk* d) noexcept nogil:
 cdef void finish_alone(Desk* d) noexcept nogil:
     """Off lease: the reply goes out on the worker's own connection, and that goes home."""
     cdef Conn* c = d.home
-    cdef bint quiet
+    cdef bint sent, quiet
     wait_let_go(d)
     d.home = NULL
     if d.house.limits.handler_timeout and not d.streamed and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
@@ -1489,10 +1453,14 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     elif not c.aborted:
         scribe_date(&d.scribe, wall_seconds())
         commit(d.house, c, d.reply, &d.scribe, &d.handed)
-    quiet = not c.aborted and push_out(c) == DONE and is_settled(c)
+    sent = not c.aborted and push_out(c) == DONE
+    if d.house.limits.timed:
+        c.written = now_ns() - c.committed if sent else -1
+    quiet = sent and is_settled(c)
     send_home(d.home_reactor, c, quiet)
 
 
+include "_probes.pxi"
 include "_stream.pxi"
 include "_ctx.pxi"
 include "_worker.pxi"

@@ -144,6 +144,7 @@ cdef ssize_t body_take(Conn* c, char* to, size_t room, Kept* kept) noexcept nogi
         got = net_recv(c.fd, to, room)
         if got < 0:
             return got
+        c.drawn += <uint64_t>got
     c.continued = True
     c.body_left -= got
     return got
@@ -163,6 +164,7 @@ cdef ssize_t chunks_take(Conn* c, char* to, size_t room, Kept* kept) noexcept no
             got = net_recv(c.fd, raw, i.room - i.end)
             if got < 0:
                 return got
+            c.drawn += <uint64_t>got
             i.end += <uint32_t>got
         c.continued = True
         before = c.chunked.size

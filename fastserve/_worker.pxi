@@ -85,6 +85,8 @@ cdef class Worker:
         cdef House* h = self.house
         cdef Reactor* r = d.reactor
         cdef Conn* c
+        cdef bint timed = h.limits.timed
+        cdef int64_t at = 0, before
         cdef uint32_t ticks
         cdef int n
         if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
@@ -92,6 +94,9 @@ cdef class Worker:
             return
         if load_u32(&h.n_dropped) and not self.release_dropped():
             return
+        if timed:
+            at = now_ns()
+            histogram_note(&r.stats.gil, at - d.asked_at)
         ticks = load_u32(&r.lease.ticks)
         for n in range(CALLS):
             c = next_call(r)
@@ -101,12 +106,19 @@ cdef class Worker:
             d.alone = False
             if h.limits.handler_timeout:
                 c.worker = d.mate.index
+            if timed:
+                histogram_note(&r.stats.queue, at - c.began)
+                c.waited = -1
             d.word = lease_publish(&r.lease, CALL)
             if not self.answer(c):
                 return
             if d.alone or not lease_take_back(&r.lease, d.word):
-                self.leave(NOT_JUDGED)
+                self.leave(NOT_JUDGED, at)
                 return
+            if timed:
+                before, at = at, now_ns()
+                histogram_note(&r.stats.handler, at - before)
+                c.committed = at
             judge(r, FAST)
             if d.resumes:
                 resume(r, c)
@@ -123,6 +135,8 @@ cdef class Worker:
         """Off lease, and the GIL has come: runs the handler of the one request that was taken along."""
         cdef Desk* d = &self.desk
         cdef int64_t began = now_ns()
+        d.conn.waited = began - d.conn.began
+        d.conn.gil = began - d.asked_at
         sub_u32(&d.reactor.taken_along, 1)
         if load_u32(&self.house.n_dropped):
             drop_references(self.house)
@@ -131,9 +145,9 @@ cdef class Worker:
             # The GIL has come too late.
             d.streamed = d.resumes = False
             d.handed.kind = NO_LARGE
-            self.leave(NOT_JUDGED)
+            self.leave(NOT_JUDGED, began)
         elif self.answer(d.conn):
-            self.leave(SLOW if now_ns() - began >= BLOCKS else FAST)
+            self.leave(SLOW if now_ns() - began >= BLOCKS else FAST, began)
 
     cdef bint answer(self, Conn* c) noexcept:
         """The reply, but for its last steps. False: this is a child of fork, and connection and queue are the
@@ -148,9 +162,13 @@ cdef class Worker:
             self.ctx.hand(c, &d.handed)
         return True
 
-    cdef void leave(self, int slow) noexcept:
+    cdef void leave(self, int slow, int64_t began) noexcept:
         """Off lease: what the handler said is seen to without the GIL, by `finish_alone`."""
         cdef Desk* d = &self.desk
+        if self.house.limits.timed:
+            d.conn.committed = now_ns()
+            d.conn.handled = d.conn.committed - began
+            d.conn.written = -1
         d.conn.slow = <uint8_t>slow
         d.reply = &self.ctx.reply
         d.home = d.conn
@@ -560,6 +578,9 @@ cdef int fill_limits(Limits* lim, config) except -1:
     lim.head_first = config.on_headers is not None or config.stream_request_body
     lim.refused_size = copy_text(lim.refused, config.refused_methods)
     lim.health_size = copy_text(lim.health, config.health_path)
+    lim.metrics_size = copy_text(lim.metrics, config.metrics_path)
+    lim.probes = config.health_path != "" or config.metrics_path != ""
+    lim.timed = config.metrics_path != ""
     lim.reuse_port = config.reuse_port
     lim.concurrency = config.concurrency
     lim.reject_slots = config.reject_slots

@@ -363,6 +363,11 @@ class Config:
                 "is off",
         client="application/json",
     )
+    metrics_path: str = _setting(
+        "text", "", "characters", "replies", 0, PATH_MAX,
+        meaning="path that is answered without Python: all counters and times, for Prometheus; empty is off",
+        client="text/plain",
+    )
     log_all_errors: bool = _setting(
         "flag", False, "", "replies", 0, 0,
         meaning="log each request that the parser refuses",
@@ -378,8 +383,12 @@ class Config:
         if self.reactors is not None and self.workers <= self.reactors:
             least = self.reactors + 1
             raise ValueError(f"workers must be at least reactors + 1 = {least}, not {self.workers}")
-        if self.health_path and not _PATH.fullmatch(self.health_path):
-            raise ValueError(f"health_path must be a path such as /health, not {self.health_path!r}")
+        for name in ("health_path", "metrics_path"):
+            path = getattr(self, name)
+            if path and not _PATH.fullmatch(path):
+                raise ValueError(f"{name} must be a path such as /health, not {path!r}")
+        if self.health_path and self.health_path == self.metrics_path:
+            raise ValueError(f"metrics_path must be another than health_path, not {self.metrics_path!r}")
         methods = [name.strip() for name in self.refused_methods.split(",")] if self.refused_methods else []
         if not all(_TOKEN.fullmatch(name) for name in methods):
             raise ValueError(f"refused_methods must be methods separated by commas, not {self.refused_methods!r}")

@@ -7,7 +7,7 @@ A new word adds a section below with its own cimports; conftest.py builds the fi
 
 import time
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -406,6 +406,34 @@ cdef class Peers:
             else:
                 assert self.p.table[i].count == 0
         return n
+
+
+# ---- metrics -------------------------------------------------------------------------------------------
+
+from fastserve.engine cimport metrics
+
+
+cdef class Times:
+    cdef metrics.Histogram h
+
+    def note(self, int64_t ns):
+        metrics.histogram_note(&self.h, ns)
+
+    def add(self, Times other not None):
+        metrics.histogram_add(&self.h, &other.h)
+
+    def buckets(self):
+        """Times up to each bound, as Prometheus counts them."""
+        cdef uint32_t i
+        sums, total = [], 0
+        for i in range(metrics.BUCKETS + 1):
+            total += self.h.counts[i]
+            sums.append(total)
+        return sums
+
+    def text(self):
+        cdef char room[4096]
+        return room[:metrics.put_histogram(room, b"t_seconds", b"Times.", &self.h) - room].decode("ascii")
 
 
 include "_probe_lease.pxi"

@@ -108,7 +108,7 @@ cdef struct Conn:
     Conn* next_ready        # ready list; free list; inbox
     Conn* next_dirty
     int64_t began           # the phase that a deadline measures
-    int64_t sent            # bytes, ever
+    int64_t sent            # bytes, since all that was committed had left
     int64_t body_limit      # of the current request, once its head is there
     Large large             # its `kind` first
     Body body
@@ -122,6 +122,13 @@ cdef struct Conn:
     uint8_t slow            # its last handler ran off lease and was seen to block
     uint8_t resumes         # it comes home without a reply, for its body to be received
     uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
+    # of the last call, where requests are timed; nanoseconds
+    int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
+    int64_t waited          # for its worker; -1: it is counted
+    int64_t gil             # its worker waited for the GIL; only with `waited`
+    int64_t handled         # off lease: how long its handler took
+    int64_t written         # off lease: how long its reply took to leave; -1: it has not
+    uint64_t drawn          # bytes of its body that its worker received
     uint32_t worker         # with a handler_timeout: index of the worker whose call it is
     uint64_t peer_key       # under which its address is counted; 0: it is not
     Chunked chunked

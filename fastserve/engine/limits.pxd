@@ -43,8 +43,12 @@ cdef struct Limits:
     char refused[METHODS_MAX]
 
     # what is answered without Python; 0: off
+    bint probes                     # either of them is on
+    bint timed                      # the phases of a request are timed
     uint32_t health_size
+    uint32_t metrics_size
     char health[PATH_MAX]
+    char metrics[PATH_MAX]
     bint reuse_port                 # other processes share the port: who cannot serve leaves them time
 
 cdef enum:

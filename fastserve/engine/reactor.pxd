@@ -21,6 +21,7 @@ from fastserve.engine.deadline cimport Deadlines, timer_start, timer_touch
 from fastserve.engine.http1 cimport http1_begin
 from fastserve.engine.lease cimport Crew, Lease
 from fastserve.engine.limits cimport Limits
+from fastserve.engine.metrics cimport Histogram
 from fastserve.engine.peers cimport Peers
 from fastserve.engine.poll cimport poll_add, poll_change
 from fastserve.engine.pool cimport (
@@ -65,11 +66,14 @@ cdef enum:                      # what the core has to say; the keeper puts it i
 
 
 cdef struct Stats:
+    # Counters from end to end; the holder writes them, anybody may read.
     uint64_t accepted
     uint64_t refused            # connections beyond `concurrency`
     uint64_t refused_ip         # beyond `max_conns_per_ip`
     uint64_t unheard            # of both: closed without a reply
     uint64_t requests           # answered by a handler
+    uint64_t bytes_received
+    uint64_t bytes_sent
     uint64_t shed_full          # 503: the queue was full
     uint64_t shed_old           # 503: waited for queue_timeout
     uint64_t shed_memory        # 503: bodies that `max_memory` had no room for
@@ -85,6 +89,10 @@ cdef struct Stats:
     uint64_t passed_first
     uint64_t statuses[6]        # replies by hundreds of their status
     uint64_t refusals[200]      # replies to what never became a request, by status - 400
+    Histogram queue             # from a whole request to its handler
+    Histogram handler
+    Histogram gil               # for each batch of handlers
+    Histogram write             # from the end of a handler until its reply has left
 
 
 cdef struct Listener:
@@ -105,6 +113,7 @@ cdef struct Reactor:
     pthread_t watcher
     int epoll
     int64_t now                 # of this turn
+    int64_t flushed_at          # when the last sends were made; only where requests are timed
     Queue ready
     Conn* dirty                 # connections with output to flush
     Conn* calling               # the one whose handler runs under CALL

@@ -81,6 +81,7 @@ def test_defaults() -> None:
         "default_content_type": True,
         "io_uring": True,
         "health_path": "",
+        "metrics_path": "",
         "log_all_errors": False,
     }
 
@@ -227,6 +228,12 @@ def test_a_quarter_of_the_connections_is_told(concurrency: int, slots: int, monk
 def test_what_is_no_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"^health_path must be "):
         Config(health_path=path)
+
+
+def test_two_answers_need_two_paths() -> None:
+    assert Config(health_path="/h", metrics_path="/m").metrics_path == "/m"
+    with pytest.raises(ValueError, match=r"^metrics_path must be another than health_path, not '/h'$"):
+        Config(health_path="/h", metrics_path="/h")
 
 
 def test_before_python_3_13_there_is_a_gil(
