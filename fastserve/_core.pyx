@@ -13,12 +13,12 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from fastserve.engine.atomics cimport (
-    add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_u8, load_u32, load_u32_seq, load_u64,
-    load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq, store_u64_release, sub_u32, unlock_word,
-    wall_seconds,
+    add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_ptr_seq, load_u8, load_u32,
+    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
+    store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
@@ -56,8 +56,8 @@ from fastserve.engine.pool cimport (
 )
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_CALL, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG,
-    House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
+    NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, NOTE_LOG,
+    SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
     house_drops, lend_input, lend_output, make_dirty, memory_lent, note, pthread_t, time_by, time_idle, undirty,
     wake_keeper,
 )
@@ -696,6 +696,9 @@ cdef void say(Reactor* r, Conn* c, int status, uint32_t retry_after, bint close,
                                    not is_head, words)
     c.closing = close
     count_u64(&r.stats.statuses[status // 100], 1)
+    if r.house.limits.logs:
+        log_reply(r, c, status, 0 if is_head else strlen(words if words is not NULL else status_of(status).phrase) + 1,
+                  False)
     make_dirty(r, c)
 
 
@@ -735,6 +738,8 @@ cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed
     elif body:
         p = put(p, reply.body, reply.body_size)
     o.end = <uint32_t>(p - o.data)
+    if h.limits.logs:
+        c.replied = reply.body_size if body else 0
 
 
 cdef char* commit_head(House* h, Conn* c, Reply* reply, Scribe* scribe) noexcept nogil:
@@ -875,9 +880,8 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     give_large(r, c)
     count_u64(&r.stats.bytes_sent, <uint64_t>c.sent)
     c.sent = 0
-    if r.house.limits.timed and c.committed:
-        histogram_note(&r.stats.write, r.flushed_at - c.committed)
-        c.committed = 0
+    if r.house.limits.timed:
+        account_sent(r, c)
     if c.state == READY:
         # Its next reply comes soon.
         c.output.start = c.output.end = 0
@@ -903,6 +907,14 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
     elif r.draining:
         # The reply was committed before the drain began.
         last_look(r, c)
+
+
+cdef void account_sent(Reactor* r, Conn* c) noexcept nogil:
+    if c.committed:
+        histogram_note(&r.stats.write, r.flushed_at - c.committed)
+    if c.records is not NULL:
+        log_sent(r, c, False)
+    c.committed = 0
 
 
 cdef void retime(Reactor* r, Conn* c) noexcept nogil:
@@ -966,6 +978,9 @@ cdef void take_home(Reactor* r) noexcept nogil:
         if c.claim == EXPIRED:
             # The client has had its 504 and the end of what we say.
             c.stalled = False
+            if r.house.limits.logs:
+                log_reply(r, c, 504, 0, True)
+                log_sent(r, c, False)
             linger(r, c)
             continue
         if c.resumes:
@@ -974,6 +989,8 @@ cdef void take_home(Reactor* r) noexcept nogil:
             continue
         if c.fault:
             count_refusal(r, c.fault)
+        if r.house.limits.logs:
+            log_reply(r, c, c.last_status, c.replied, True)
         if c.aborted:
             count_u64(&r.stats.aborted, 1)
             abort(r, c)
@@ -989,7 +1006,7 @@ cdef void take_home(Reactor* r) noexcept nogil:
 cdef void note_times(Reactor* r, Conn* c) noexcept nogil:
     """Of a call that ended off lease."""
     histogram_note(&r.stats.handler, c.handled)
-    if c.waited >= 0:
+    if c.gil >= 0:
         histogram_note(&r.stats.queue, c.waited)
         histogram_note(&r.stats.gil, c.gil)
     if c.written >= 0:
@@ -1157,6 +1174,8 @@ cdef void drop(Reactor* r, Conn* c) noexcept nogil:
     discount(r.house, c)
     count_u64(&r.stats.bytes_sent, <uint64_t>c.sent)
     count_u64(&r.stats.bytes_received, c.drawn)
+    if c.records is not NULL:
+        log_sent(r, c, True)
     slot_give(&r.slots, c)
     if r.accept_again != NEVER:
         # There is a descriptor more.
@@ -1280,6 +1299,8 @@ cdef void hear_signals(House* h) noexcept nogil:
             begin_drain(h, h.shutdown_timeout)
         elif numbers[i] == SIGUSR1:
             note(h, NOTE_STACKS, 0)
+            store_u32_seq(&h.log_reopen, 1)
+            wake_log(h)
     ring(h)
 
 
@@ -1460,6 +1481,7 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     send_home(d.home_reactor, c, quiet)
 
 
+include "_log.pxi"
 include "_probes.pxi"
 include "_stream.pxi"
 include "_ctx.pxi"

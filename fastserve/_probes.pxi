@@ -77,6 +77,8 @@ cdef void tell_probe(Reactor* r, Conn* c, int status, const char* type, uint32_t
     c.credit = 0
     count_u64(&r.stats.probes, 1)
     count_u64(&r.stats.statuses[status // 100], 1)
+    if h.limits.logs:
+        log_reply(r, c, status, size if body else 0, False)
     time_idle(r, c)
     finish(r, c)
 
@@ -168,6 +170,10 @@ cdef size_t metrics_text(Reactor* r, char* to) noexcept nogil:
     p = put_sample(p, name, b"deadline", b"handler", s.timed_out_handler)
     p = put_one(p, b"fastserve_aborted_total", b"counter", b"Streamed replies that broke off.", s.aborted)
 
+    p = put_one(p, b"fastserve_access_log_lines_total", b"counter", b"Lines of the access log.",
+                load_u64(&h.log_lines))
+    p = put_one(p, b"fastserve_access_log_lost_total", b"counter",
+                b"Lines that were not written, because the log was behind or its file failed.", load_u64(&h.log_lost))
     p = put_one(p, b"fastserve_queue_length", b"gauge", b"Requests that wait for a worker.", health.queued)
     p = put_one(p, b"fastserve_queue_oldest_milliseconds", b"gauge", b"How long the oldest of them has waited.",
                 health.oldest_wait_ms)

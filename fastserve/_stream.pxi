@@ -378,6 +378,7 @@ cdef class ReplyStream:
             d.outlet.left -= size
         if size == 0 or d.outlet.mute:
             return
+        d.conn.replied += size
         with nogil:
             verdict = outlet_put(d, text, size)
         self.look(d, verdict)
@@ -435,6 +436,7 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     with cython.critical_section(ctx):
         # From here on no thread changes what the head is made of.
         d.streamed = True
+        c.replied = 0
         reply.framing = framing
         reply.body_size = size
         ctx.point_out_fields()

@@ -107,8 +107,9 @@ cdef class Worker:
             if h.limits.handler_timeout:
                 c.worker = d.mate.index
             if timed:
-                histogram_note(&r.stats.queue, at - c.began)
-                c.waited = -1
+                c.waited = at - c.began
+                c.gil = -1
+                histogram_note(&r.stats.queue, c.waited)
             d.word = lease_publish(&r.lease, CALL)
             if not self.answer(c):
                 return
@@ -117,14 +118,18 @@ cdef class Worker:
                 return
             if timed:
                 before, at = at, now_ns()
-                histogram_note(&r.stats.handler, at - before)
+                c.handled = at - before
+                histogram_note(&r.stats.handler, c.handled)
                 c.committed = at
+                c.written = -1
             judge(r, FAST)
             if d.resumes:
                 resume(r, c)
             else:
                 commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
                 count_reply(r, self.ctx.reply.status)
+                if h.limits.logs:
+                    log_reply(r, c, self.ctx.reply.status, c.replied, True)
                 finish(r, c)
             if r.ready.first is not c and load_u32(&r.lease.ticks) != ticks:
                 # The watcher looks every millisecond at least: that is long enough, for others who wait and
@@ -297,6 +302,7 @@ cdef class Core:
     cdef readonly object handler
     cdef readonly object config
     cdef object context
+    cdef object log_path
     cdef bint started
     cdef readonly bint closed
 
@@ -315,7 +321,7 @@ cdef class Core:
         h.hears_heads = config.on_headers is not None
         h.logs_errors = config.log_all_errors
         h.leave = (0 if config.default_date else OWN_DATE) | (0 if config.default_content_type else OWN_TYPE)
-        h.signal_fd = -1
+        h.signal_fd = h.log_fd = -1
         h.cut_at = h.exit_at = NEVER
         h.max_workers = config.max_workers
         h.shutdown_timeout = ns(config.shutdown_timeout)
@@ -359,6 +365,19 @@ cdef class Core:
         """Are there as many listeners as one reactor may have?"""
         return self.house.reactors[0].n_listeners == LISTENERS
 
+    def log_to(self, int fd, path) -> None:
+        """The access log's descriptor is the core's from now on. `path` (bytes): it can be opened again."""
+        self.log_path = path
+        self.house.log_path = PyBytes_AS_STRING(path) if path is not None else NULL
+        self.house.log_fd = fd
+        self.house.log_json = self.config.access_log_format == "json"
+
+    def reopen_log(self) -> None:
+        """Soon, by the log's thread."""
+        self.check()
+        store_u32_seq(&self.house.log_reopen, 1)
+        wake_log(self.house)
+
     def abandon(self) -> None:
         """A start that failed half-way: nothing listens any more."""
         cdef Reactor* r
@@ -379,6 +398,11 @@ cdef class Core:
         cdef uint32_t i
         self.started = True
         self.house.started_at = now_ns()
+        if self.house.log_fd >= 0:
+            if thread_start(&self.house.log_thread, keep_log, self.house):
+                self.started = False
+                raise OSError("no thread could be started for the access log")
+            self.house.log_runs = True
         enter_house(self.house)
         for i in range(self.house.n_reactors):
             if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
@@ -478,6 +502,10 @@ cdef class Core:
             wake_keeper(h)
             for i in range(h.n_reactors):
                 pthread_join(h.reactors[i].watcher, NULL)
+            if h.log_runs:
+                store_u32_seq(&h.log_ends, 1)
+                wake_log(h)
+                pthread_join(h.log_thread, NULL)
         leave_house(h)
 
     def forked(self) -> None:
@@ -504,6 +532,8 @@ cdef class Core:
             if r.spare >= 0:
                 c_close(r.spare)
             batch_unmake(&r.batch)
+        if h.log_fd >= 0:
+            c_close(h.log_fd)
 
     def stats(self) -> dict:
         """Counters since the start, summed over the reactors, and what is in use now."""
@@ -549,6 +579,8 @@ cdef class Core:
                 if load_u64(&s.refusals[k]):
                     refusals[400 + k] = refusals.get(400 + k, 0) + load_u64(&s.refusals[k])
         total["connections"] = load_u32(&h.connections)
+        total["access_log_lines"] = load_u64(&h.log_lines)
+        total["access_log_lost"] = load_u64(&h.log_lost)
         total["rejected"] = load_u32(&h.rejected)
         total["memory"] = memory_lent(h)
         total["workers"] = load_u32(&h.workers)
@@ -580,7 +612,8 @@ cdef int fill_limits(Limits* lim, config) except -1:
     lim.health_size = copy_text(lim.health, config.health_path)
     lim.metrics_size = copy_text(lim.metrics, config.metrics_path)
     lim.probes = config.health_path != "" or config.metrics_path != ""
-    lim.timed = config.metrics_path != ""
+    lim.timed = config.metrics_path != "" or config.access_log != ""
+    lim.logs = config.access_log != ""
     lim.reuse_port = config.reuse_port
     lim.concurrency = config.concurrency
     lim.reject_slots = config.reject_slots
@@ -624,7 +657,8 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + PROBE_SLOTS)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
-            and bodies_make(&r.bodies)):
+            and bodies_make(&r.bodies)
+            and (not lim.logs or log_make(r))):
         raise MemoryError
     return 0
 
@@ -668,6 +702,9 @@ cdef void close_descriptors(House* h) noexcept:
             c_close(r.spare)
         batch_unmake(&r.batch)
         r.epoll = r.lease.event = -1
+    if h.log_fd >= 0:
+        c_close(h.log_fd)
+        h.log_fd = -1
     drop_references(h)
 
 
@@ -685,6 +722,7 @@ cdef void forget_house(House* h) noexcept:
         pool_unmake(&r.inputs)
         pool_unmake(&r.outputs)
         bodies_unmake(&r.bodies)
+        log_unmake(r)
     peers_unmake(&h.peers)
     mem_give(h.dropped)
     mem_give(h.crew.stack)
@@ -708,6 +746,8 @@ cdef int tell(House* h) except -1:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_PER_IP:
             log.warning("connections are refused with 429: max_conns_per_ip=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_LOG:
+            log.error("the access log cannot be written, or not be opened again")
         elif notes[i].kind == NOTE_MEMORY:
             log.warning("bodies are refused with 503: max_memory=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_HANDLER:

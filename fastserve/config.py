@@ -368,6 +368,14 @@ class Config:
         meaning="path that is answered without Python: all counters and times, for Prometheus; empty is off",
         client="text/plain",
     )
+    access_log: str = _setting(
+        "text", "", "characters", "replies", 0, 1024,
+        meaning="file that a line for each reply is appended to, `-` for standard output; empty is off",
+    )
+    access_log_format: str = _setting(
+        "text", "combined", "characters", "replies", 1, 10,
+        meaning="`combined`, which is Apache's and behind it the phases in microseconds and an id, or `json`",
+    )
     log_all_errors: bool = _setting(
         "flag", False, "", "replies", 0, 0,
         meaning="log each request that the parser refuses",
@@ -389,6 +397,8 @@ class Config:
                 raise ValueError(f"{name} must be a path such as /health, not {path!r}")
         if self.health_path and self.health_path == self.metrics_path:
             raise ValueError(f"metrics_path must be another than health_path, not {self.metrics_path!r}")
+        if self.access_log_format not in ("combined", "json"):
+            raise ValueError(f"access_log_format must be combined or json, not {self.access_log_format!r}")
         methods = [name.strip() for name in self.refused_methods.split(",")] if self.refused_methods else []
         if not all(_TOKEN.fullmatch(name) for name in methods):
             raise ValueError(f"refused_methods must be methods separated by commas, not {self.refused_methods!r}")

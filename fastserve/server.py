@@ -107,6 +107,7 @@ class Server:
             undo.callback(self._remove_socket_files)
             undo.callback(core.abandon)
             undo.callback(self._addresses.clear)
+            self._open_log(core)
             for bind in binds or ("127.0.0.1:8000",):
                 for sockets, shared in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
                     self._hand_over(core, sockets, shared)
@@ -185,6 +186,11 @@ class Server:
         """
         return self._running_core().stats()
 
+    def reopen_access_log(self) -> None:
+        """Leaves the file that the access log was written to, which may have been moved away, and opens it by its
+        name again; as USR1 does in `serve`. ServerClosed before `start`."""
+        self._running_core().reopen_log()
+
     def __enter__(self) -> Self:
         return self
 
@@ -230,6 +236,19 @@ class Server:
             with self._lock:
                 self._free_places.append(index)
             raise
+
+    # The access log.
+
+    def _open_log(self, core: Core) -> None:
+        path = self._config.access_log
+        try:
+            if path == "-":
+                core.log_to(os.dup(1), None)
+            elif path:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                core.log_to(os.open(path, flags, 0o644), os.fsencode(os.path.abspath(path)))
+        except OSError as error:
+            raise StartError(f"cannot write {path}: {error.strerror}") from error
 
     # Listeners.
 

@@ -436,5 +436,29 @@ cdef class Times:
         return room[:metrics.put_histogram(room, b"t_seconds", b"Times.", &self.h) - room].decode("ascii")
 
 
+# ---- logline -------------------------------------------------------------------------------------------
+
+from fastserve.engine cimport logline
+
+LINE_ROOM = logline.LINE_ROOM
+
+
+def log_line(bint json, dict given):
+    cdef logline.Record r
+    cdef char room[logline.LINE_ROOM]
+    cdef bytes address = given["address"], text
+    cdef int which
+    memset(&r, 0, sizeof(r))
+    r.status, r.minor, r.bytes, r.at = given["status"], given["minor"], given["bytes"], given["at"]
+    r.queue, r.handler, r.write = given["queue"], given["handler"], given["write"]
+    r.conn_id, r.number, r.aborted = given["id"], given["number"], given["aborted"]
+    r.peer.sin6_family = <unsigned short>given["family"]
+    memcpy(<char*>&r.peer + 4 if len(address) == 4 else <char*>&r.peer.sin6_addr, <char*>address, len(address))
+    for which, name in enumerate(("method", "target", "referer", "agent")):
+        text = given[name]
+        logline.record_text(&r, which, text, len(text))
+    return room[:logline.line_json(room, &r) if json else logline.line_combined(room, &r)]
+
+
 include "_probe_lease.pxi"
 include "_probe_fuzz.pxi"

@@ -33,7 +33,7 @@ HEADERS = sorted(ENGINE.glob("*.h"))
 CYTHON = [PAGE, *INCLUDES, *WORDS]
 HANG_LIMIT = 120  # seconds; for the compiler, and for what hangs
 
-SANS_IO = ("scan", "http1", "body", "reply", "limits", "health", "metrics")
+SANS_IO = ("scan", "http1", "body", "reply", "limits", "health", "metrics", "stack")
 IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 
 UNDER_THE_GIL = {
@@ -50,12 +50,13 @@ ENTRANCES = {
 """Where Python of the user or of server.py is called from the core, by the text of the call."""
 
 MAY_ALLOCATE = {
-    "mem_take": {"pool_make", "pool_lend", "body_grow", "keep_trailers", "answer_metrics", "Core.__cinit__"},
+    "mem_take": {"pool_make", "pool_lend", "body_grow", "keep_trailers", "answer_metrics", "log_make", "lend_record",
+                 "Core.__cinit__"},
     "mem_take_zeroed": {"slots_make", "peers_make", "Core.__cinit__"},
     "mem_grow": {"house_drops", "buffer_put"},
 }
 """A start, a pool that is empty, a body beyond the largest pool, a worker's first streamed body, the text of all
-metrics, a list of pointers or a ctx that grows."""
+metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
 
 BELOW = {
     "__init__": {"_core", "args", "config", "errors", "forms", "headers", "server"},

@@ -86,6 +86,11 @@ static inline int64_t clock_ns(clockid_t id) {
 /* Nanoseconds that never run backwards: every deadline is measured on it. */
 static inline int64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 /* Seconds since 1970 for the Date field: the coarse clock, a few milliseconds late at most. */
+static inline int64_t wall_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 static inline int64_t wall_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME_COARSE, &t);

@@ -48,3 +48,4 @@ cdef extern from "atomics.h" nogil:
     int64_t clock_ns(int id) noexcept
     int64_t now_ns() noexcept
     int64_t wall_seconds() noexcept
+    int64_t wall_ns() noexcept

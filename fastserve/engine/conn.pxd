@@ -124,10 +124,12 @@ cdef struct Conn:
     uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
-    int64_t waited          # for its worker; -1: it is counted
-    int64_t gil             # its worker waited for the GIL; only with `waited`
-    int64_t handled         # off lease: how long its handler took
+    int64_t waited          # for its worker
+    int64_t gil             # its worker waited for the GIL; -1: that and `waited` are counted
+    int64_t handled         # how long its handler took
     int64_t written         # off lease: how long its reply took to leave; -1: it has not
+    uint64_t replied        # bytes of the reply's body
+    void* records           # of the access log, newest first: their replies have not left
     uint64_t drawn          # bytes of its body that its worker received
     uint32_t worker         # with a handler_timeout: index of the worker whose call it is
     uint64_t peer_key       # under which its address is counted; 0: it is not

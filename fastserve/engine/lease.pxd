@@ -26,11 +26,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 from fastserve.engine.atomics cimport (
-    add_u32, cas_ptr, cas_u64, clock_ns, count_u32, futex_wait, futex_wake, load_ptr, load_ptr_seq, load_u32,
-    load_u32_acquire, load_u32_seq, load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq,
-    store_u64_seq, sub_u32, swap_ptr, swap_u32, unlock_word,
+    add_u32, cas_u64, clock_ns, count_u32, futex_wait, futex_wake, load_ptr_seq, load_u32, load_u32_acquire,
+    load_u32_seq, load_u64_seq, lock_word, now_ns, store_u32, store_u32_release, store_u32_seq, store_u64_seq,
+    sub_u32, swap_u32, unlock_word,
 )
 from fastserve.engine.poll cimport event_poke
+from fastserve.engine.stack cimport stack_push, stack_take
 
 
 cdef extern from "clocks.h" nogil:
@@ -323,17 +324,12 @@ cdef inline void watcher_closes(Lease* l, Crew* c) noexcept nogil:
 cdef inline void home_push(Lease* l, void** link, void* thing) noexcept nogil:
     """From any thread. `link` lies in `thing` and is the inbox's until it is taken. Whether the holder
     must hear of it, by `event_poke`, is for the caller to judge, behind this."""
-    cdef void* top
-    while True:
-        top = load_ptr(&l.inbox)
-        link[0] = top
-        if cas_ptr(&l.inbox, top, thing):
-            return
+    stack_push(&l.inbox, link, thing)
 
 
 cdef inline void* home_take(Lease* l) noexcept nogil:
     """By the holder: everything, last pushed first, or NULL."""
-    return swap_ptr(&l.inbox, NULL) if load_ptr_seq(&l.inbox) is not NULL else NULL
+    return stack_take(&l.inbox)
 
 
 # The watcher's judgement.

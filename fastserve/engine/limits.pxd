@@ -45,6 +45,7 @@ cdef struct Limits:
     # what is answered without Python; 0: off
     bint probes                     # either of them is on
     bint timed                      # the phases of a request are timed
+    bint logs                       # there is an access log
     uint32_t health_size
     uint32_t metrics_size
     char health[PATH_MAX]

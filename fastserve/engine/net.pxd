@@ -57,10 +57,15 @@ cdef extern from "<netinet/in.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd) noexcept
+    ssize_t c_write "write"(int fd, const void* data, size_t size) noexcept
+
+cdef extern from "<limits.h>" nogil:
+    int PIPE_BUF
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDONLY, O_CLOEXEC
+    int O_RDONLY, O_WRONLY, O_APPEND, O_CREAT, O_CLOEXEC
     int c_open "open"(const char* path, int flags) noexcept
+    int c_open_mode "open"(const char* path, int flags, unsigned int mode) noexcept
 
 
 cdef enum:
@@ -86,6 +91,26 @@ cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
 cdef inline int net_spare() noexcept nogil:
     """A descriptor that stands for nothing, to be closed when one is needed; negative: there is none."""
     return c_open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+
+
+cdef inline int log_open(const char* path) noexcept nogil:
+    """A file that lines are appended to; negative: it cannot be had."""
+    return c_open_mode(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0o644)
+
+
+cdef inline ssize_t log_write(int fd, const void* data, size_t size) noexcept nogil:
+    """Some of it, waiting for at most a tenth of a second: AGAIN, GONE. Of what may be a pipe whose reader is slow
+    as much as fits once it says that there is room, since making it non-blocking would change it for others."""
+    cdef pollfd p
+    cdef ssize_t n
+    p.fd = fd
+    p.events = POLLOUT
+    if c_poll(&p, 1, 100) <= 0:
+        return AGAIN
+    n = c_write(fd, data, size if size < PIPE_BUF else PIPE_BUF)
+    if n < 0 and errno == EINTR:
+        return AGAIN
+    return net_verdict(n)
 
 
 cdef inline void net_no_delay(int fd) noexcept nogil:

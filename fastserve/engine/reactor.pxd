@@ -59,10 +59,11 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_ACCEPT = 2
     NOTE_PER_IP = 3
     NOTE_MEMORY = 4
-    NOTE_REFUSED = 5            # each of them, when asked for
-    NOTE_STACKS = 6             # each time that a signal asks
-    NOTE_HANDLER = 7            # each handler whose time is up: `value` is its thread
-    NOTE_KINDS = 8
+    NOTE_LOG = 5
+    NOTE_REFUSED = 6            # each of them, when asked for
+    NOTE_STACKS = 7             # each time that a signal asks
+    NOTE_HANDLER = 8            # each handler whose time is up: `value` is its thread
+    NOTE_KINDS = 9
 
 
 cdef struct Stats:
@@ -136,6 +137,10 @@ cdef struct Reactor:
     uint32_t n_listeners
     Listener listeners[LISTENERS]
     Batch batch
+    void* log_full              # records that the log's thread takes
+    void* log_back              # and those that it has written
+    void* log_free              # the holder's
+    uint32_t log_made
     Stats stats
 
 
@@ -171,6 +176,16 @@ cdef struct House:
     uint32_t keeper_bell        # futex the keeper sleeps on
     uint32_t workers            # atomic: threads inside `work`
     uint32_t growing            # atomic: a worker more is wanted
+    int log_fd                  # -1: there is no access log; its thread's, once that runs
+    const char* log_path        # NULL: it cannot be opened again
+    bint log_json
+    bint log_runs
+    pthread_t log_thread
+    uint32_t log_asleep         # futex: the log's thread sleeps until there is a record
+    uint32_t log_reopen         # atomic
+    uint32_t log_ends           # atomic
+    uint64_t log_lines          # atomic
+    uint64_t log_lost           # atomic: lines
     uint32_t lock               # of what follows
     void** dropped              # owners of sent replies, to be released under the GIL
     uint32_t n_dropped          # read without the lock, as a hint

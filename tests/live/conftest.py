@@ -282,6 +282,14 @@ class Running:
         self._wires.append(wire)
         return wire
 
+    def refuses(self) -> bool:
+        """Nobody listens any more; who comes at the moment of the close is reset."""
+        try:
+            self.connect().close()
+        except (ConnectionRefusedError, ConnectionResetError):
+            return True
+        return False
+
     def exchange(self, *parts: bytes, head: bool = False) -> Reply:
         """One request on a connection of its own, which is closed after the reply."""
         with self.connect() as wire:

@@ -197,14 +197,7 @@ def test_a_drain_ends_a_connection_whose_reply_was_committed_before_it(serve: Se
     stopping = threading.Thread(target=server.shutdown, args=(10 * PATIENCE,))
     stopping.start()
 
-    def draining() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", server.port)).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    wait_until(draining, "the drain to begin")
+    wait_until(server.refuses, "the drain to begin")
     assert len(wire.read_exactly(size)) == size
     assert wire.ended()
     stopping.join()

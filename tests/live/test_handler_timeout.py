@@ -4,7 +4,12 @@ Knows: handlers that block until a test lets them go. Never sees: how long anyth
 handler is still inside. Invariant: exactly one reply reaches the client, and afterwards all is given back.
 """
 
+import contextlib
+import random
+import socket
+import sys
 import threading
+from collections import Counter
 
 import pytest
 from conftest import Running, Serve, Wire, request, wait_for, wait_until
@@ -84,22 +89,29 @@ def test_everything_of_the_ctx_expires(serve: Serve, then) -> None:
 
 def test_a_large_reply_that_nobody_gets_is_given_back(serve: Serve) -> None:
     """It was written before the time was up."""
-    written = threading.Event()
+    written = threading.Semaphore(0)
     go = threading.Event()
+    body = b"x" * 3_000_000
+    references = sys.getrefcount(body)
 
     def handler(ctx: RequestCtx) -> None:
-        ctx.set_body(b"x" * 3_000_000)
+        ctx.set_body(body)
         ctx.status = 201
-        written.set()
+        written.release()
         wait_for(go)
 
     serve.expect_error(STUCK)
-    server = serve(handler, handler_timeout=SOON, workers=2)
-    wire = server.connect().send(request())
-    wait_for(written)
-    told(wire)
+    server = serve(handler, handler_timeout=SOON, workers=6)
+    wires = [server.connect().send(request()) for _ in range(6)]
+    for _ in wires:
+        assert written.acquire(timeout=20)
+    for wire in wires:
+        told(wire)
     go.set()
-    wait_until(lambda: server.stats()["connections"] == 0, "the slot to come back")
+    wait_until(lambda: server.stats()["connections"] == 0, "the slots to come back")
+    assert server.get().status == 201           # whoever has the GIL next drops what was sent, or was not
+    # A worker's ctx keeps what it last replied with until its next call.
+    wait_until(lambda: sys.getrefcount(body) <= references + 6, "the bodies to be dropped")
 
 
 def test_head_has_no_body(serve: Serve) -> None:
@@ -167,6 +179,86 @@ def test_fast_handlers_are_not_touched(serve: Serve) -> None:
         assert wire.get(f"/{n}").body == b"/%d" % n
 
 
+@pytest.mark.parametrize("workers", [2, 16])
+def test_at_the_last_moment(serve: Serve, chance: random.Random, workers: int) -> None:
+    """Handlers that return when their time is up: the client has one answer, and what was counted is what it saw."""
+    pause = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        pause.wait(float(ctx.path[1:]))
+        ctx.write(ctx.path)
+
+    serve.expect_error(STUCK)
+    server = serve(handler, handler_timeout=0.005, workers=workers, reactors=1, queue_timeout=600)
+    seen = Counter[int]()
+    lock = threading.Lock()
+
+    def client(luck: random.Random) -> None:
+        for _ in range(40):
+            with Wire(server.address) as wire:
+                while True:
+                    path = f"/{luck.uniform(0.003, 0.007):.6f}"
+                    answer = wire.get(path)
+                    with lock:
+                        seen[answer.status] += 1
+                    if answer.status == 504:
+                        assert wire.ended()
+                        break
+                    assert answer.body == path.encode()
+                    if luck.random() < 0.3:
+                        break
+
+    threads = [threading.Thread(target=client, args=(random.Random(chance.random()),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.close_clients()
+    wait_until(lambda: server.stats()["connections"] == 0, "all slots to come back")
+    stats = server.stats()
+    assert (stats["requests"], stats["timed_out_handler"]) == (seen[200], seen[504])
+    assert seen[200]
+    assert seen[504]
+
+
+def test_a_reply_before_it_is_not_broken_into(serve: Serve) -> None:
+    """It has left in part when the time is up: then there is no place for a 504."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    go = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/late":
+            wait_for(go)
+        ctx.write(b"a" * 20_000)
+
+    serve.expect_error(STUCK)
+    with listener:
+        server = serve(handler, f"fd:{listener.fileno()}", handler_timeout=0.3, workers=3, reactors=1)
+    wire = server.connect(receive_buffer=2048).send(request("GET", "/first"), request("GET", "/late"))
+    wait_until(lambda: server.stats()["handoffs_blocked"], "the late one to be seized")
+    while len(wire.pending) < 8000:
+        wire.more()
+    wait_until(lambda: server.stats()["timed_out_handler"] == 1, "the deadline")
+    with contextlib.suppress(ConnectionResetError):
+        while wire.more():
+            pass
+    assert b"\r\n\r\n" + b"a" * (len(wire.pending) - wire.pending.index(b"\r\n\r\n") - 4) in wire.pending
+    go.set()
+
+
+def test_a_call_that_is_over_has_no_deadline(serve: Serve) -> None:
+    server, late = started(serve, nothing)
+    idle = server.connect()
+    assert idle.get("/in-time").status == 200
+    told(server.connect().send(request("GET", "/late")))       # it began later, and its time is up
+    assert idle.silent()
+    assert idle.get("/again").body == b"/again"
+    late.let_go()
+
+
 def test_its_stack_is_logged(serve: Serve) -> None:
     server, late = started(serve, nothing)
     told(server.connect().send(request("GET", "/late")))
@@ -202,7 +294,7 @@ def test_done_by_shutdown(serve: Serve) -> None:
     def handler(ctx: RequestCtx) -> None:
         kept.append(ctx.done)
         entered.set()
-        ctx.write("stopped" if ctx.done.wait(600) else "?")
+        ctx.write("stopped" if ctx.done.wait(600) and ctx.done.is_set() else "?")
 
     server = serve(handler, workers=2)
     wire = server.connect().send(request())

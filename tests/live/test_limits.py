@@ -555,18 +555,10 @@ def test_health_while_the_server_stops(serve: Serve, release: threading.Event) -
     wait_until(lambda: server.stats()["connections"] == 2, "both connections")
     stopping = threading.Thread(target=server.shutdown)
     stopping.start()
-    wait_until(lambda: not listens(server), "the listener to close")
+    wait_until(server.refuses, "the listener to close")
     reply = probe.send(b"\r\n").read()
     assert (reply.status, reply.closes, health(reply)["status"]) == (503, True, "stopping")
     release.set()
     assert blocked.read().body == b"/block"
     stopping.join(PATIENCE)
     assert server.clean
-
-
-def listens(server: Running) -> bool:
-    try:
-        server.connect()
-    except ConnectionRefusedError:
-        return False
-    return True

@@ -4,7 +4,6 @@ Knows: `ctx.stream`, `ctx.early_hints`, `ctx.add_trailer`, raw sockets. Never se
 Invariant: what the client has is either the whole reply, with its end, or a connection that was reset.
 """
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -412,14 +411,7 @@ def test_a_stream_ends_within_the_drain(serve: Serve) -> None:
     stopping = threading.Thread(target=server.shutdown, args=(PATIENCE,))
     stopping.start()
 
-    def refused() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", server.port)).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    wait_until(refused, "the drain to begin")
+    wait_until(server.refuses, "the drain to begin")
     go.set()
     assert wire.read_chunks() == b"onetwo"
     assert wire.ended()

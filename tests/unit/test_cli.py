@@ -129,7 +129,8 @@ def test_arguments_of_the_process_are_the_default(record: Record, monkeypatch: p
 def test_every_field_is_an_option(record: Record, name: str) -> None:
     spec = SPECS[name]
     fitting = {"reactors": 3, "max_workers": 70, "concurrency": 9, "name": "x", "refused_methods": "GET",
-               "health_path": "/x", "metrics_path": "/x"}
+               "health_path": "/x", "metrics_path": "/x", "access_log": "-",
+               "access_log_format": "json"}
     value = fitting.get(name, spec.low)
     assert main([option(name), spec.show(value)]) == 0
     assert record.fields[name] == value

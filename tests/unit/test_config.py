@@ -82,6 +82,8 @@ def test_defaults() -> None:
         "io_uring": True,
         "health_path": "",
         "metrics_path": "",
+        "access_log": "",
+        "access_log_format": "combined",
         "log_all_errors": False,
     }
 
@@ -228,6 +230,12 @@ def test_a_quarter_of_the_connections_is_told(concurrency: int, slots: int, monk
 def test_what_is_no_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"^health_path must be "):
         Config(health_path=path)
+
+
+def test_there_are_two_formats_of_the_access_log() -> None:
+    assert Config(access_log_format="json").access_log_format == "json"
+    with pytest.raises(ValueError, match=r"^access_log_format must be combined or json, not 'common'$"):
+        Config(access_log_format="common")
 
 
 def test_two_answers_need_two_paths() -> None:
@@ -406,7 +414,8 @@ def test_from_env_reads_every_field_but_the_hook() -> None:
     for name, spec in SPECS.items():
         if spec.kind == "hook":
             continue
-        value = {"flag": True, "text": "/x" if name.endswith("_path") else "x"}.get(spec.kind, spec.high)
+        texts = {"health_path": "/x", "metrics_path": "/x", "access_log_format": "json"}
+        value = {"flag": True, "text": texts.get(name, "x")}.get(spec.kind, spec.high)
         text = spec.show(value)
         others = {variable("workers"): "4096"} if name in ("reactors", "max_workers") else {}
         assert getattr(Config.from_env(others | {variable(name): text}), name) == value, name
