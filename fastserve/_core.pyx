@@ -17,7 +17,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from fastserve.engine.atomics cimport (
     add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_ptr_seq, load_u8, load_u32,
-    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u32, store_u32_seq,
+    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u8, store_u32, store_u32_seq,
     store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
@@ -712,11 +712,17 @@ cdef Conn* next_call(Reactor* r) noexcept nogil:
         c = queue_pop(&r.ready)
     if c is not NULL:
         c.state = AWAY
-        if r.house.limits.handler_timeout:
-            c.owes = False
-            c.claim = UNCLAIMED
-            time_by(r, c, BY_CALL, now_ns() + r.house.limits.handler_timeout)
     return c
+
+
+cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, int64_t began) noexcept nogil:
+    """A call does, which began then. Replies to earlier requests must not wait for it. The worker looks at its claim
+    when the holder has let go of the connection; a call that stays on lease is over before its time is looked at."""
+    c.owes = c.output.end > c.output.start and push_out(c) != DONE
+    store_u8(&c.claim, UNCLAIMED)
+    c.worker = worker
+    if r.house.limits.handler_timeout:
+        time_by(r, c, BY_CALL, began + r.house.limits.handler_timeout)
 
 
 cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed) noexcept nogil:
@@ -1368,9 +1374,7 @@ cdef bint seize(Reactor* r, Look* look, int verdict) noexcept nogil:
     else:
         count_u64(&r.stats.handoffs_computing, 1)
     if state == CALL:
-        # Replies to earlier requests of this connection must not wait for this one.
-        if r.calling.output.end > r.calling.output.start:
-            r.calling.owes = push_out(r.calling) != DONE
+        goes_off_lease(r, r.calling, was, look.since)
         store_u64_release(&h.crew.mates[was].let_go, look.word)
     if lease_pass(&r.lease, &h.crew):
         return False
@@ -1442,11 +1446,9 @@ cdef bint take_along(Desk* d) noexcept nogil:
         queue_push_front(&r.ready, c)
         grow(d.house)
         return False
-    if c.dirty and c.output.end > c.output.start:
-        c.owes = push_out(c) != DONE
+    goes_off_lease(r, c, d.mate.index, r.now)
     add_u32(&r.taken_along, 1)
     d.conn = c
-    c.worker = d.mate.index
     # News for the watcher: while it is up, connections come home quietly.
     lease_publish(&r.lease, IO)
     lease_lend(&r.lease, m)

@@ -6,17 +6,17 @@
 # line is lost and counted.
 
 from fastserve.engine.logline cimport (
-    AGENT, LINE_ROOM, METHOD, REFERER, TARGET, Record, line_combined, line_json, record_text,
+    AGENT, Face, LINE_ROOM, METHOD, REFERER, TARGET, Record, line_combined, line_json, record_text,
 )
 from fastserve.engine.net cimport log_open, log_write
 from fastserve.engine.scan cimport scan_same
-from fastserve.engine.stack cimport stack_push, stack_take
+from fastserve.engine.stack cimport stack_push, stack_push_all, stack_take
 
 cdef enum:
     RECORDS_AHEAD = 64              # made at start, a reactor
     RECORDS_MOST = 8192             # 16 MiB
     LOG_ROOM = 65536                # bytes that are written at once
-    LOG_PAUSE = 20_000_000          # nanoseconds: lines are written as late as this, many at a time
+    LOG_PAUSE = 2_000_000           # nanoseconds: lines are written as late as this, many at a time
     LOG_PATIENCE = 1_000_000_000    # for a reader of the log, when the server ends
 
 
@@ -69,6 +69,8 @@ cdef void log_reply(Reactor* r, Conn* c, int status, uint64_t size, bint called)
     cdef Record* x = lend_record(r)
     cdef Input* i = c.input
     cdef const char* base
+    cdef Field* referer = NULL
+    cdef Field* agent = NULL
     cdef Field* f
     cdef uint32_t k
     if x is NULL:
@@ -91,13 +93,13 @@ cdef void log_reply(Reactor* r, Conn* c, int status, uint64_t size, bint called)
         for k in range(i.head.n_fields):
             f = &i.head.fields[k]
             if f.name.size == 7 and scan_same(base + f.name.at, b"referer", 7):
-                record_text(x, REFERER, base + f.value.at, f.value.size)
-                break
-        for k in range(i.head.n_fields):
-            f = &i.head.fields[k]
-            if f.name.size == 10 and scan_same(base + f.name.at, b"user-agent", 10):
-                record_text(x, AGENT, base + f.value.at, f.value.size)
-                break
+                referer = f
+            elif f.name.size == 10 and scan_same(base + f.name.at, b"user-agent", 10):
+                agent = f
+        if referer is not NULL:
+            record_text(x, REFERER, base + referer.value.at, referer.value.size)
+        if agent is not NULL:
+            record_text(x, AGENT, base + agent.value.at, agent.value.size)
     x.next = <Record*>c.records
     c.records = x
 
@@ -128,12 +130,15 @@ cdef void* keep_log(void* argument) noexcept nogil:
     """The log's thread."""
     cdef House* h = <House*>argument
     cdef char out[LOG_ROOM]
-    cdef int64_t offset
+    cdef int64_t offset, until = NEVER
     cdef size_t used
     cdef uint32_t i, ends, lines
     cdef bint none
+    cdef Face face
+    cdef Record* first
+    cdef Record* last
     cdef Record* x
-    cdef Record* next
+    face.second = -1
     while True:
         # Before the last look: who has pushed by then is seen.
         ends = load_u32_seq(&h.log_ends)
@@ -142,20 +147,22 @@ cdef void* keep_log(void* argument) noexcept nogil:
         offset = wall_ns() - now_ns()
         used = lines = 0
         for i in range(h.n_reactors):
-            x = oldest_first(<Record*>stack_take(&h.reactors[i].log_full))
+            first = x = oldest_first(<Record*>stack_take(&h.reactors[i].log_full))
+            last = NULL
             while x is not NULL:
-                next = x.next
                 if used + LINE_ROOM > LOG_ROOM:
-                    write_log(h, out, used, lines)
+                    write_log(h, out, used, lines, &until)
                     used = lines = 0
                 x.at += offset
-                used += line_json(out + used, x) if h.log_json else line_combined(out + used, x)
+                used += line_json(out + used, x, &face) if h.log_json else line_combined(out + used, x, &face)
                 lines += 1
-                stack_push(&h.reactors[i].log_back, <void**>&x.next, x)
-                x = next
+                last = x
+                x = x.next
+            if last is not NULL:
+                stack_push_all(&h.reactors[i].log_back, first, <void**>&last.next)
         none = used == 0
         if used:
-            write_log(h, out, used, lines)
+            write_log(h, out, used, lines, &until)
         if ends:
             return NULL
         if not none:
@@ -194,9 +201,9 @@ cdef void reopen_log(House* h) noexcept nogil:
         note(h, NOTE_LOG, 0)
 
 
-cdef void write_log(House* h, const char* data, size_t size, uint32_t lines) noexcept nogil:
-    """Whole lines. A file that fails loses them; a reader that is slow is waited for, until the server ends."""
-    cdef int64_t until = NEVER
+cdef void write_log(House* h, const char* data, size_t size, uint32_t lines, int64_t* until) noexcept nogil:
+    """Whole lines. A file that fails loses them; a reader that is slow is waited for, and when the server ends, a
+    second in all: `until`."""
     cdef ssize_t n
     while size:
         n = log_write(h.log_fd, data, size)
@@ -208,9 +215,9 @@ cdef void write_log(House* h, const char* data, size_t size, uint32_t lines) noe
             note(h, NOTE_LOG, 0)
             return
         elif load_u32_seq(&h.log_ends):
-            if until == NEVER:
-                until = now_ns() + LOG_PATIENCE
-            elif now_ns() >= until:
+            if until[0] == NEVER:
+                until[0] = now_ns() + LOG_PATIENCE
+            elif now_ns() >= until[0]:
                 add_u64(&h.log_lost, lines)
                 return
     add_u64(&h.log_lines, lines)

@@ -17,8 +17,7 @@ cdef void go_alone(Desk* d) noexcept nogil:
         return
     d.alone = True
     if lease_take_back(&r.lease, d.word):
-        if c.output.end > c.output.start:
-            c.owes = push_out(c) != DONE
+        goes_off_lease(r, c, d.mate.index, now_ns())
         if not lease_pass(&r.lease, &d.house.crew):
             grow(d.house)
             lease_give_up(&r.lease)

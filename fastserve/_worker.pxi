@@ -104,8 +104,6 @@ cdef class Worker:
                 return
             d.conn = r.calling = c
             d.alone = False
-            if h.limits.handler_timeout:
-                c.worker = d.mate.index
             if timed:
                 c.waited = at - c.began
                 c.gil = -1

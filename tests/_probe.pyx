@@ -445,6 +445,7 @@ LINE_ROOM = logline.LINE_ROOM
 
 def log_line(bint json, dict given):
     cdef logline.Record r
+    cdef logline.Face face
     cdef char room[logline.LINE_ROOM]
     cdef bytes address = given["address"], text
     cdef int which
@@ -457,7 +458,8 @@ def log_line(bint json, dict given):
     for which, name in enumerate(("method", "target", "referer", "agent")):
         text = given[name]
         logline.record_text(&r, which, text, len(text))
-    return room[:logline.line_json(room, &r) if json else logline.line_combined(room, &r)]
+    face.second = -1
+    return room[:logline.line_json(room, &r, &face) if json else logline.line_combined(room, &r, &face)]
 
 
 include "_probe_lease.pxi"

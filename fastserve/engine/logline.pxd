@@ -60,6 +60,13 @@ cdef struct Record:
     char text[RECORD_TEXT]
 
 
+cdef struct Face:
+    # The last time that was written: one a thread and a format.
+    time_t second
+    size_t size
+    char text[64]
+
+
 cdef inline void record_text(Record* r, int which, const char* text, size_t size) noexcept nogil:
     """In the order of the texts; each at most once."""
     cdef size_t most = TARGET_MOST if which == TARGET else FIELD_MOST
@@ -111,19 +118,22 @@ cdef inline char* put_text_or_dash(char* to, const Record* r, int which) noexcep
 
 
 cdef inline char* put_peer(char* to, const Record* r) noexcept nogil:
-    cdef const char* address = <const char*>&r.peer
+    cdef const uint8_t* a = <const uint8_t*>&r.peer + 4
     cdef char text[64]
-    cdef bint known = False
+    cdef uint32_t i
     if r.peer.sin6_family == AF_INET:
-        known = inet_ntop(AF_INET, address + 4, text, sizeof(text)) is not NULL
-    elif r.peer.sin6_family == AF_INET6:
-        known = inet_ntop(AF_INET6, &r.peer.sin6_addr, text, sizeof(text)) is not NULL
-    return put(to, text, strlen(text)) if known else put(to, b"unix", 4)
+        for i in range(4):
+            to = put_number(to, a[i])
+            if i < 3:
+                to = put(to, b".", 1)
+        return to
+    if r.peer.sin6_family == AF_INET6 and inet_ntop(AF_INET6, &r.peer.sin6_addr, text, sizeof(text)) is not NULL:
+        return put(to, text, strlen(text))
+    return put(to, b"unix", 4)
 
 
-cdef inline char* put_local_time(char* to, int64_t ns) noexcept nogil:
+cdef inline char* put_local_time(char* to, time_t seconds) noexcept nogil:
     """[25/Nov/2026:04:10:00 +0000]"""
-    cdef time_t seconds = <time_t>(ns // 1_000_000_000)
     cdef tm b
     cdef int minutes
     localtime_r(&seconds, &b)
@@ -139,10 +149,8 @@ cdef inline char* put_local_time(char* to, int64_t ns) noexcept nogil:
     return put(put_two(put_two(to, minutes // 60), minutes % 60), b"]", 1)
 
 
-cdef inline char* put_utc_time(char* to, int64_t ns) noexcept nogil:
-    """2026-11-25T04:10:00.123Z (RFC 3339)"""
-    cdef time_t seconds = <time_t>(ns // 1_000_000_000)
-    cdef int ms = <int>(ns // 1_000_000 % 1000)
+cdef inline char* put_utc_time(char* to, time_t seconds) noexcept nogil:
+    """2026-11-25T04:10:00. (RFC 3339, up to its fraction)"""
     cdef tm b
     gmtime_r(&seconds, &b)
     to = put(put_number(to, <uint64_t>(b.tm_year + 1900)), b"-", 1)
@@ -150,9 +158,21 @@ cdef inline char* put_utc_time(char* to, int64_t ns) noexcept nogil:
     to = put(put_two(to, b.tm_mday), b"T", 1)
     to = put(put_two(to, b.tm_hour), b":", 1)
     to = put(put_two(to, b.tm_min), b":", 1)
-    to = put(put_two(to, b.tm_sec), b".", 1)
-    to[0] = <char>(c'0' + ms // 100)
-    return put(put_two(to + 1, ms % 100), b"Z", 1)
+    return put(put_two(to, b.tm_sec), b".", 1)
+
+
+cdef inline char* put_time(char* to, int64_t ns, Face* face, bint json) noexcept nogil:
+    cdef time_t seconds = <time_t>(ns // 1_000_000_000)
+    cdef int ms = <int>(ns // 1_000_000 % 1000)
+    if seconds != face.second:
+        face.second = seconds
+        face.size = <size_t>((put_utc_time(face.text, seconds) if json else put_local_time(face.text, seconds))
+                             - face.text)
+    to = put(to, face.text, face.size)
+    if json:
+        to[0] = <char>(c'0' + ms // 100)
+        to = put(put_two(to + 1, ms % 100), b"Z", 1)
+    return to
 
 
 cdef inline char* put_micros(char* to, int64_t ns, const char* none, size_t size) noexcept nogil:
@@ -163,12 +183,12 @@ cdef inline char* put_id(char* to, const Record* r) noexcept nogil:
     return put_number(put(put_number(to, r.conn_id), b"-", 1), r.number)
 
 
-cdef inline size_t line_combined(char* to, const Record* r) noexcept nogil:
+cdef inline size_t line_combined(char* to, const Record* r, Face* face) noexcept nogil:
     """Apache's combined format; behind it microseconds in the queue, in the handler and until the reply had left,
     and the request's id."""
     cdef char* p = to
     p = put(put_peer(p, r), b" - - ", 5)
-    p = put(put_local_time(p, r.at), b' "', 2)
+    p = put(put_time(p, r.at, face, False), b' "', 2)
     if r.sizes[METHOD]:
         p = put(put_record_text(p, r, METHOD, False), b" ", 1)
         p = put(put_record_text(p, r, TARGET, False), b" HTTP/1.", 8)
@@ -189,10 +209,10 @@ cdef inline char* put_key(char* to, const char* key, size_t size) noexcept nogil
     return put(put(put(to, b', "', 3), key, size), b'": ', 3)
 
 
-cdef inline size_t line_json(char* to, const Record* r) noexcept nogil:
+cdef inline size_t line_json(char* to, const Record* r, Face* face) noexcept nogil:
     """One object a line. What is not known is null."""
     cdef char* p = to
-    p = put(put_utc_time(put(p, b'{"time": "', 10), r.at), b'"', 1)
+    p = put(put_time(put(p, b'{"time": "', 10), r.at, face, True), b'"', 1)
     p = put(put_id(put(put_key(p, b"id", 2), b'"', 1), r), b'"', 1)
     p = put(put_peer(put(put_key(p, b"remote_addr", 11), b'"', 1), r), b'"', 1)
     p = put_key(p, b"method", 6)

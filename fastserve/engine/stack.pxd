@@ -9,13 +9,18 @@ thing before it was pushed is there for who takes it, and a push may be followed
 from fastserve.engine.atomics cimport cas_ptr, load_ptr, load_ptr_seq, swap_ptr
 
 
-cdef inline void stack_push(void** top, void** link, void* thing) noexcept nogil:
+cdef inline void stack_push_all(void** top, void* first, void** last_link) noexcept nogil:
+    """Things that link to each other already, from `first` to the one that `last_link` lies in."""
     cdef void* before
     while True:
         before = load_ptr(top)
-        link[0] = before
-        if cas_ptr(top, before, thing):
+        last_link[0] = before
+        if cas_ptr(top, before, first):
             return
+
+
+cdef inline void stack_push(void** top, void** link, void* thing) noexcept nogil:
+    stack_push_all(top, thing, link)
 
 
 cdef inline void* stack_take(void** top) noexcept nogil:
