@@ -102,6 +102,7 @@ cdef enum:                          # nanoseconds
     SECOND = 1_000_000_000
     LINGER_TIME = 2_000_000_000
     LINGER_DRAIN = 200_000_000      # the same while the server stops: clients are told to close, and most do
+    DRAIN_GRACE = 100_000_000       # a request that is on its way when the server stops is still served
     ACCEPT_PAUSE_MIN = 5_000_000    # the essay's back-off: 5 ms, doubled up to 1 s
     ACCEPT_PAUSE_MAX = 1_000_000_000
     PROBE_PATIENCE = 1_000_000_000  # for the head of what is beyond a limit and may be a probe
@@ -912,7 +913,7 @@ cdef void sent(Reactor* r, Conn* c) noexcept nogil:
         advance(r, c)
     elif r.draining:
         # The reply was committed before the drain began.
-        last_look(r, c)
+        time_by(r, c, BY_LINGER, r.now + DRAIN_GRACE)
 
 
 cdef void account_sent(Reactor* r, Conn* c) noexcept nogil:
@@ -1070,7 +1071,10 @@ cdef void expire(Reactor* r, int64_t due) noexcept nogil:
         c = <Conn*>deadlines_expired(&r.lingers, due)
         if c is NULL:
             break
-        drop(r, c)
+        if c.state == LINGER:
+            drop(r, c)
+        else:
+            last_look(r, c)
     while True:
         c = <Conn*>deadlines_expired(&r.calls, due)
         if c is NULL:
@@ -1199,8 +1203,8 @@ cdef void discount(House* h, Conn* c) noexcept nogil:
 # drain: no new connection, no further request on an old one; then, when time is up, an end.
 
 cdef void drain(Reactor* r) noexcept nogil:
-    """What the kernel has queued is accepted, each idle connection is read once more, and what has
-    still not sent a byte is closed."""
+    """What the kernel has queued is accepted, and idle connections have a moment: a request that was on its way
+    when they could not know is served."""
     cdef Conn* c
     cdef uint32_t i
     r.draining = True
@@ -1212,16 +1216,18 @@ cdef void drain(Reactor* r) noexcept nogil:
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
         if c.state == IDLE and not c.dirty and not c.stalled:
-            last_look(r, c)
-    flush(r)
+            arm(r, c, EPOLLIN)
+            time_by(r, c, BY_LINGER, r.now + DRAIN_GRACE)
 
 
 cdef void last_look(Reactor* r, Conn* c) noexcept nogil:
-    """Of a drain at an idle connection: what it has sent by now is served; has it sent nothing, it ends."""
+    """Of a drain at an idle connection, whose time is up: what it has sent by now is served; has it sent nothing,
+    it is told that nothing more comes."""
     if receives(r, c):
         received(r, c, net_recv(c.fd, place_of(c), room_of(c)))
     if c.state == IDLE and not c.dirty:
-        drop(r, c)
+        count_u64(&r.stats.closed_silent, c.requests == 0)
+        linger(r, c)
 
 
 cdef void ebb(Reactor* r) noexcept nogil:

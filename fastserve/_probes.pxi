@@ -140,6 +140,8 @@ cdef size_t metrics_text(Reactor* r, char* to) noexcept nogil:
                 b"Of those: closed without a reply.", s.unheard)
     p = put_one(p, b"fastserve_connections_cut_total", b"counter",
                 b"Connections that shutdown ended in the middle of a request.", s.cut)
+    p = put_one(p, b"fastserve_connections_silent_total", b"counter",
+                b"Connections that shutdown ended before they had asked for anything.", s.closed_silent)
     p = put_one(p, b"fastserve_received_bytes_total", b"counter", b"Bytes received.", s.bytes_received)
     p = put_one(p, b"fastserve_sent_bytes_total", b"counter", b"Bytes sent.", s.bytes_sent)
     p = put_one(p, b"fastserve_buffer_bytes", b"gauge", b"Memory of buffers and bodies in use.", memory_lent(h))

@@ -542,9 +542,9 @@ cdef class Core:
         self.check()
         total = dict.fromkeys((
             "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
-            "shed_queue_timeout", "cut", "timed_out_idle", "timed_out_write", "timed_out_handler", "aborted",
-            "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes", "rejected", "handoffs_blocked",
-            "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
+            "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write", "timed_out_handler",
+            "aborted", "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes", "rejected",
+            "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
         for i in range(h.n_reactors):
@@ -558,6 +558,7 @@ cdef class Core:
             total["shed_queue_timeout"] += load_u64(&s.shed_old)
             total["shed_memory"] += load_u64(&s.shed_memory)
             total["cut"] += load_u64(&s.cut)
+            total["closed_silent"] += load_u64(&s.closed_silent)
             total["timed_out_idle"] += load_u64(&s.timed_out_idle)
             total["refused_per_ip"] += load_u64(&s.refused_ip)
             total["closed_unheard"] += load_u64(&s.unheard)

@@ -79,6 +79,7 @@ cdef struct Stats:
     uint64_t shed_old           # 503: waited for queue_timeout
     uint64_t shed_memory        # 503: bodies that `max_memory` had no room for
     uint64_t cut                # connections that shutdown ended in the middle of a request
+    uint64_t closed_silent      # connections that shutdown ended before they had asked for anything
     uint64_t timed_out_idle
     uint64_t timed_out_write
     uint64_t timed_out_handler

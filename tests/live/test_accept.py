@@ -7,11 +7,19 @@ Invariant: nobody who connects is left without a word.
 import os
 import select
 import signal
+import socket
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 
+import pytest
 import test_leaving as leaving
+from conftest import Serve, request, wait_for
 from test_leaving import GET, Run, connect, get, reply
+
+from fastserve import RequestCtx
 
 script = leaving.script
 
@@ -83,3 +91,43 @@ Server(hello, workers=2, reactors=1, header_timeout=1.5).serve("127.0.0.1:0", re
             os.kill(process.popen.pid, signal.SIGCONT)
         got = [reply(wire)[:13] for wire in wires]
     assert got == [b"HTTP/1.1 200 "] * 700
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_successor_on_the_same_listener_loses_no_connection(serve: Serve, turn: int) -> None:
+    """Two servers have the same listening socket; one of them stops under load. Every client of either is answered."""
+    entered = threading.Event()
+    served = Counter[str]()
+
+    def handler_of(name: str) -> Callable[[RequestCtx], None]:
+        def handler(ctx: RequestCtx) -> None:
+            served[name] += 1
+            if served["first"] >= 50 + 37 * turn:
+                entered.set()
+            ctx.write(name)
+        return handler
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        first, _ = (serve(handler_of(name), f"fd:{listener.fileno()}", workers=4) for name in ("first", "second"))
+    answers: list[bytes] = []
+    stopped = threading.Event()
+
+    def client() -> None:
+        # Some of these come while the first one stops, and some behind that.
+        left = 100
+        while left:
+            answers.append(first.exchange(request("GET", "/", *(["Connection: close"] if left % 2 else []))).body)
+            left -= stopped.is_set()
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for each in clients:
+        each.start()
+    wait_for(entered)
+    assert first.shutdown()
+    stopped.set()
+    for each in clients:
+        each.join()
+    assert Counter(answers) == Counter({name.encode(): n for name, n in served.items()})
+    assert served["second"] >= 400
