@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: build debug test model stress sanitize fuzz peers lint bench micro annotate clean
+.PHONY: build debug test model stress sanitize fuzz peers lint bench micro faults annotate clean
 
 build:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -41,6 +41,9 @@ bench:
 
 micro:
 	$(PYTHON) -m pytest bench/micro --benchmark-columns=min,median,iqr --benchmark-sort=name
+
+faults:
+	$(PYTHON) bench/faults.py
 
 annotate:
 	mkdir -p build
