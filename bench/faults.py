@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HELLO = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -39,7 +39,8 @@ def handler(ctx):
         ctx.write("free")
     else:
         ctx.write("hello")
-with Server(handler, health_path="/health", metrics_path="/metrics", **json.loads(sys.argv[1])).start("127.0.0.1:0") as server:
+probes = {"health_path": "/health", "metrics_path": "/metrics"}
+with Server(handler, **probes, **json.loads(sys.argv[1])).start("127.0.0.1:0") as server:
     print(server.addresses[0], flush=True)
     sys.stdin.read()
 """
@@ -77,7 +78,7 @@ class Process:
 
     def metric(self, name: str) -> float:
         text = exchange(self, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[1].decode()
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.partition(" ")[0].partition("{")[0] == name)
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
 
 
 @contextmanager
@@ -201,10 +202,8 @@ def trickle(process: Process, count: int, seconds: float, first: bytes, piece: b
         if time.monotonic() >= due:
             due += pause
             for wire, _ in wires.values():
-                try:
+                with suppress(OSError):
                     wire.send(piece)
-                except OSError:
-                    pass
     for wire, _ in wires.values():
         wire.close()
     return lived
@@ -255,7 +254,7 @@ def slow_bodies() -> list[Check]:
 
 
 def overload() -> list[Check]:
-    """Twice the connections of `concurrency`, and as many requests that each take 20 ms as 4 times the workers serve."""
+    """Twice the connections of `concurrency`, and more requests of 20 ms each than the workers serve."""
     concurrency, workers = 512, 16
     with server(concurrency=concurrency, reject_slots=concurrency, workers=workers, reactors=1, max_queue=64,
                 queue_timeout=0.5) as process:

@@ -32,7 +32,7 @@ from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
 )
 from fastserve.engine.health cimport HEALTH_ROOM, Health, health_text
-from fastserve.engine.http1 cimport DONE, MORE, Field, Head, Span, http1_begin, http1_parse, next_member
+from fastserve.engine.http1 cimport ASTERISK, DONE, MORE, Field, Head, Span, http1_begin, http1_parse, next_member
 from fastserve.engine.lease cimport (
     BLOCKED, BRISK, CALL, COMPUTING, IO, LENT, STATE, STUCK, TAIL, WANT, WATCHER, Lease, Look, Mate, crew_close,
     crew_park, crew_pop, home_push, home_take, lease_ask, lease_give_up, lease_lend, lease_make, lease_pass,
@@ -55,11 +55,11 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_CALL, BY_HEAD, BY_LINGER, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT,
-    NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTES, NOTE_LOG,
-    SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
-    house_drops, lend_input, lend_output, make_dirty, memory_lent, note, pthread_t, time_by, time_idle, undirty,
-    wake_keeper,
+    BY_BODY, BY_CALL, BY_HEAD, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS,
+    NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS,
+    NOTES, NOTE_LOG, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input,
+    give_large, give_output, house_drops, lend_input, lend_output, make_dirty, memory_lent, note, pthread_t, time_by,
+    time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -218,6 +218,7 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
     at = earlier(at, deadlines_next(&r.writes))
     at = earlier(at, deadlines_next(&r.lingers))
     at = earlier(at, deadlines_next(&r.calls))
+    at = earlier(at, deadlines_next(&r.rejects))
     at = earlier(at, r.accept_again)
     if r.ready.size:
         if not r.may_call and r.ready.size > r.house.limits.max_queue:
@@ -311,7 +312,7 @@ cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept no
     c.rejected = True
     if heard:
         c.refused = <uint16_t>(status if n <= h.limits.reject_slots else 0)
-        time_by(r, c, BY_HEAD, r.now + PROBE_PATIENCE)
+        time_by(r, c, BY_PROBE, r.now + PROBE_PATIENCE)
         serve(r, c)
     else:
         refuse(r, c, status)
@@ -720,6 +721,11 @@ cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, int64_t began) no
     """A call does, which began then. Replies to earlier requests must not wait for it. The worker looks at its claim
     when the holder has let go of the connection; a call that stays on lease is over before its time is looked at."""
     c.owes = c.output.end > c.output.start and push_out(c) != DONE
+    if r.house.limits.timed and not c.owes:
+        r.flushed_at = now_ns()
+        account_sent(r, c)
+    c.last_status = 0
+    c.replied = 0
     store_u8(&c.claim, UNCLAIMED)
     c.worker = worker
     if r.house.limits.handler_timeout:
@@ -986,8 +992,9 @@ cdef void take_home(Reactor* r) noexcept nogil:
             # The client has had its 504 and the end of what we say.
             c.stalled = False
             if r.house.limits.logs:
-                log_reply(r, c, 504, 0, True)
-                log_sent(r, c, False)
+                c.committed = 0
+                log_reply(r, c, 504, 0 if is_method(c, b"HEAD", 4) else status_of(504).phrase_size + 1, True)
+                log_sent(r, c, c.owes)
             linger(r, c)
             continue
         if c.resumes:
@@ -996,7 +1003,7 @@ cdef void take_home(Reactor* r) noexcept nogil:
             continue
         if c.fault:
             count_refusal(r, c.fault)
-        if r.house.limits.logs:
+        if r.house.limits.logs and c.last_status:
             log_reply(r, c, c.last_status, c.replied, True)
         if c.aborted:
             count_u64(&r.stats.aborted, 1)
@@ -1053,10 +1060,12 @@ cdef void expire(Reactor* r, int64_t due) noexcept nogil:
         c = <Conn*>deadlines_expired(&r.heads, due)
         if c is NULL:
             break
-        if c.rejected:
-            turn_away(r, c)
-        else:
-            refuse(r, c, 408)
+        refuse(r, c, 408)
+    while True:
+        c = <Conn*>deadlines_expired(&r.rejects, due)
+        if c is NULL:
+            break
+        turn_away(r, c)
     while True:
         c = <Conn*>deadlines_expired(&r.bodies_due, due)
         if c is NULL:
@@ -1215,9 +1224,11 @@ cdef void drain(Reactor* r) noexcept nogil:
     r.accept_again = NEVER
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
-        if c.state == IDLE and not c.dirty and not c.stalled:
+        if c.state == IDLE and not c.dirty and not c.stalled and not c.rejected:
             arm(r, c, EPOLLIN)
             time_by(r, c, BY_LINGER, r.now + DRAIN_GRACE)
+    # Those that were told that there are too many.
+    flush(r)
 
 
 cdef void last_look(Reactor* r, Conn* c) noexcept nogil:
@@ -1259,7 +1270,8 @@ cdef void cut(Reactor* r) noexcept nogil:
         c = &r.slots.table[i]
         if c.state == FREE:
             continue
-        if c.state != LINGER and (c.state != IDLE or c.stalled):
+        if c.state != LINGER and (c.state != IDLE or c.stalled) and not (
+                c.state == AWAY and load_u8(&c.claim) == EXPIRED):
             count_u64(&r.stats.cut, 1)
         if c.state == AWAY:
             net_cut(c.fd)

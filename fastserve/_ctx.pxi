@@ -14,7 +14,6 @@ from cpython.unicode cimport (
 )
 
 from fastserve.engine.body cimport unfit_trailer
-from fastserve.engine.http1 cimport ASTERISK
 from fastserve.engine.net cimport AF_INET, AF_INET6
 from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
 
@@ -703,6 +702,7 @@ cdef class RequestCtx:
             if speak(d):
                 c.output.end = <uint32_t>(put_interim(c.output.data + c.output.end, 103, text, size) - c.output.data)
                 verdict = send_all(d.house, c)
+                c.owes = c.owes or verdict != DONE
                 spoke(d)
         self.check()
         if verdict != DONE:

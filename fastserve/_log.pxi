@@ -48,6 +48,16 @@ cdef void give_records(Record* x) noexcept nogil:
         x = next
 
 
+cdef void lose_records(House* h, Conn* c) noexcept nogil:
+    """Of a connection that came home when there was no log any more."""
+    cdef Record* x = <Record*>c.records
+    while x is not NULL:
+        add_u64(&h.log_lost, 1)
+        x = x.next
+    give_records(<Record*>c.records)
+    c.records = NULL
+
+
 cdef Record* lend_record(Reactor* r) noexcept nogil:
     """By the holder; NULL: the log is behind."""
     cdef Record* x = <Record*>r.log_free
@@ -197,6 +207,7 @@ cdef void reopen_log(House* h) noexcept nogil:
     if fd >= 0:
         c_close(h.log_fd)
         h.log_fd = fd
+        h.log_torn = False
     else:
         note(h, NOTE_LOG, 0)
 
@@ -204,20 +215,24 @@ cdef void reopen_log(House* h) noexcept nogil:
 cdef void write_log(House* h, const char* data, size_t size, uint32_t lines, int64_t* until) noexcept nogil:
     """Whole lines. A file that fails loses them; a reader that is slow is waited for, and when the server ends, a
     second in all: `until`."""
-    cdef ssize_t n
-    while size:
+    cdef uint32_t written = 0
+    cdef ssize_t n, i
+    if h.log_torn:
+        # A line that failed half-way: the next one begins a line of its own.
+        if log_write(h.log_fd, b"\n", 1) == 1:
+            h.log_torn = False
+    while size and (until[0] == NEVER or now_ns() < until[0]):
         n = log_write(h.log_fd, data, size)
         if n > 0:
+            for i in range(n):
+                written += data[i] == c'\n'
+            h.log_torn = data[n - 1] != c'\n'
             data += n
             size -= <size_t>n
         elif n == GONE:
-            add_u64(&h.log_lost, lines)
             note(h, NOTE_LOG, 0)
-            return
-        elif load_u32_seq(&h.log_ends):
-            if until[0] == NEVER:
-                until[0] = now_ns() + LOG_PATIENCE
-            elif now_ns() >= until[0]:
-                add_u64(&h.log_lost, lines)
-                return
-    add_u64(&h.log_lines, lines)
+            break
+        if until[0] == NEVER and load_u32_seq(&h.log_ends):
+            until[0] = now_ns() + LOG_PATIENCE
+    add_u64(&h.log_lines, written)
+    add_u64(&h.log_lost, lines - written)

@@ -12,12 +12,16 @@ cdef bint is_probe(Reactor* r, Conn* c) noexcept nogil:
     cdef Limits* lim = &r.house.limits
     cdef Head* head = &c.input.head
     cdef const char* path = c.input.data + c.input.start + head.path.at
+    cdef uint32_t size = head.path.size
+    if size == 0 and head.form != ASTERISK:
+        # Of an absolute target (RFC 9112, section 3.2.2).
+        path, size = b"/", 1
     if head.chunked or head.content_length > 0 or not (is_method(c, b"GET", 3) or is_method(c, b"HEAD", 4)):
         return False
-    if head.path.size == lim.health_size and not memcmp(path, lim.health, lim.health_size):
+    if lim.health_size and size == lim.health_size and not memcmp(path, lim.health, size):
         answer_health(r, c)
         return True
-    if head.path.size == lim.metrics_size and not memcmp(path, lim.metrics, lim.metrics_size):
+    if lim.metrics_size and size == lim.metrics_size and not memcmp(path, lim.metrics, size):
         answer_metrics(r, c)
         return True
     return False
@@ -42,7 +46,7 @@ cdef void tell_probe(Reactor* r, Conn* c, int status, const char* type, uint32_t
                      bint gives) noexcept nogil:
     """`gives`: the memory of the text is given away."""
     cdef House* h = r.house
-    cdef bint alive = keeps_alive(h, c, c.input.head.keep_alive and not c.rejected)
+    cdef bint alive
     cdef bint body = not is_method(c, b"HEAD", 4)
     cdef Reply reply
     cdef Output* o
@@ -52,6 +56,8 @@ cdef void tell_probe(Reactor* r, Conn* c, int status, const char* type, uint32_t
             mem_give(text)
         drop(r, c)
         return
+    c.requests += 1
+    alive = keeps_alive(h, c, c.input.head.keep_alive and not c.rejected)
     memset(&reply, 0, sizeof(reply))
     reply.status = status
     reply.set = h.leave & (OWN_DATE | OWN_SERVER)
@@ -71,7 +77,6 @@ cdef void tell_probe(Reactor* r, Conn* c, int status, const char* type, uint32_t
     elif body:
         p = put(p, text, size)
     o.end = <uint32_t>(p - o.data)
-    c.requests += 1
     c.closing = not alive
     c.consumed = c.input.head.size
     c.credit = 0

@@ -218,6 +218,8 @@ cdef int send_continue(Desk* d) noexcept nogil:
     o.end = <uint32_t>(put_interim(o.data + o.end, 100, NULL, 0) - o.data)
     d.conn.continued = True
     verdict = send_all(d.house, d.conn)
+    # Behind a part of it nothing else may be said.
+    d.conn.owes = d.conn.owes or verdict != DONE
     spoke(d)
     return verdict
 

@@ -22,8 +22,14 @@ cdef extern from "Python.h":
 
 cdef extern from "clocks.h" nogil:
     int thread_start(pthread_t* thread, void* (*run)(void*) noexcept nogil, void* argument) noexcept
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
 cdef extern from "<pthread.h>" nogil:
     int pthread_join(pthread_t thread, void** answer) noexcept
+    int pthread_timedjoin_np(pthread_t thread, void** answer, const timespec* limit) noexcept
 
 cdef object log = _logging.getLogger("fastserve.error")
 
@@ -243,7 +249,7 @@ cdef class Worker:
         cdef Desk* d = &self.desk
         cdef bint gone = isinstance(error, ClientGone)
         try:
-            if d.ended:
+            if d.ended or load_u8(&d.conn.claim) == EXPIRED:
                 d.conn.closing = True
             elif d.streamed or gone and d.alone:
                 d.conn.aborted = d.conn.closing = True
@@ -251,7 +257,10 @@ cdef class Worker:
                 self.ctx.error(str(error) or phrase_of(error.status), error.status)
             else:
                 self.ctx.error("Internal Server Error", 500)
-            if not gone and not isinstance(error, BadRequest):
+            if load_u8(&d.conn.claim) == EXPIRED:
+                if not isinstance(error, ContextExpired):
+                    log.exception("a handler failed after its handler_timeout")
+            elif not gone and not isinstance(error, BadRequest):
                 log.exception("%s %s failed", self.ctx.method, self.ctx.path)
         except BaseException:
             # A handler of `logging` that raises must not take the worker with it.
@@ -396,17 +405,19 @@ cdef class Core:
         cdef uint32_t i
         self.started = True
         self.house.started_at = now_ns()
-        if self.house.log_fd >= 0:
-            if thread_start(&self.house.log_thread, keep_log, self.house):
-                self.started = False
-                raise OSError("no thread could be started for the access log")
-            self.house.log_runs = True
         enter_house(self.house)
         for i in range(self.house.n_reactors):
             if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
                 # Those that run already are joined by `close`.
                 self.house.n_reactors = i
                 raise OSError("no thread could be started for a reactor")
+        if self.house.log_fd >= 0:
+            # Counted in: it may outlive all others.
+            enter_house(self.house)
+            if thread_start(&self.house.log_thread, keep_log, self.house):
+                leave_house(self.house)
+                raise OSError("no thread could be started for the access log")
+            self.house.log_runs = True
 
     def work(self, uint32_t index, bint spare, ready) -> None:
         """What a worker thread does. `index` is its own place among `max_workers`; a spare one leaves
@@ -488,6 +499,9 @@ cdef class Core:
         it returns. After a drain. Idempotent."""
         cdef House* h = self.house
         cdef uint32_t i
+        cdef bint stays = False
+        cdef timespec limit
+        cdef int64_t until
         if self.closed or not self.started:
             return
         self.closed = True
@@ -503,7 +517,15 @@ cdef class Core:
             if h.log_runs:
                 store_u32_seq(&h.log_ends, 1)
                 wake_log(h)
-                pthread_join(h.log_thread, NULL)
+                until = wall_ns() + 2 * LOG_PATIENCE
+                limit.tv_sec = <time_t>(until // SECOND)
+                limit.tv_nsec = <long>(until % SECOND)
+                stays = pthread_timedjoin_np(h.log_thread, NULL, &limit) != 0
+        if stays:
+            # A file that does not let go of its writer: what they share is left to it.
+            Py_INCREF(self.log_path)
+        elif h.log_runs:
+            leave_house(h)
         leave_house(h)
 
     def forked(self) -> None:
@@ -649,6 +671,7 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     deadlines_make(&r.writes)
     deadlines_make(&r.lingers)
     deadlines_make(&r.calls)
+    deadlines_make(&r.rejects)
     r.accept_again = r.oldest = NEVER
     r.spare = net_spare()
     r.now = now_ns()
@@ -689,6 +712,7 @@ cdef void close_descriptors(House* h) noexcept:
             if r.slots.table[k].state != FREE:
                 # It came home when nobody turned the reactor any more.
                 give_buffers(r, &r.slots.table[k])
+                lose_records(h, &r.slots.table[k])
                 c_close(r.slots.table[k].fd)
                 discount(h, &r.slots.table[k])
                 slot_give(&r.slots, &r.slots.table[k])

@@ -242,11 +242,15 @@ class Server:
     def _open_log(self, core: Core) -> None:
         path = self._config.access_log
         try:
+            # Never waited for; and standard output opened anew, because others share the descriptor that is there.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             if path == "-":
-                core.log_to(os.dup(1), None)
+                try:
+                    core.log_to(os.open("/proc/self/fd/1", flags), None)
+                except OSError:  # a socket, or no /proc
+                    core.log_to(os.dup(1), None)
             elif path:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-                core.log_to(os.open(path, flags, 0o644), os.fsencode(os.path.abspath(path)))
+                core.log_to(os.open(path, flags | os.O_CREAT, 0o644), os.fsencode(os.path.abspath(path)))
         except OSError as error:
             raise StartError(f"cannot write {path}: {error.strerror}") from error
 

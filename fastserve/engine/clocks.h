@@ -43,12 +43,17 @@ static inline char thread_state(int tid) {
 /* A timer may fire this late; the default of 50 us would be half of the shortest tick. */
 static inline void thread_timer_slack(unsigned long ns) { prctl(PR_SET_TIMERSLACK, ns, 0, 0, 0); }
 
-/* Starts a native thread with every signal blocked, so that signals reach Python's threads alone. */
+/* Starts a native thread with every signal blocked, so that signals reach Python's threads alone. Its stack is as
+   large everywhere: some C libraries give 128 KiB. */
 static inline int thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(thread, NULL, run, arg);
+    pthread_attr_t size;
+    pthread_attr_init(&size);
+    pthread_attr_setstacksize(&size, 1 << 20);
+    int failed = pthread_create(thread, &size, run, arg);
+    pthread_attr_destroy(&size);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return failed;
 }

@@ -63,7 +63,7 @@ cdef extern from "<limits.h>" nogil:
     int PIPE_BUF
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDONLY, O_WRONLY, O_APPEND, O_CREAT, O_CLOEXEC
+    int O_RDONLY, O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK, O_NOCTTY, O_CLOEXEC
     int c_open "open"(const char* path, int flags) noexcept
     int c_open_mode "open"(const char* path, int flags, unsigned int mode) noexcept
 
@@ -95,19 +95,26 @@ cdef inline int net_spare() noexcept nogil:
 
 cdef inline int log_open(const char* path) noexcept nogil:
     """A file that lines are appended to; negative: it cannot be had."""
-    return c_open_mode(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0o644)
+    return c_open_mode(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0o644)
 
 
 cdef inline ssize_t log_write(int fd, const void* data, size_t size) noexcept nogil:
-    """Some of it, waiting for at most a tenth of a second: AGAIN, GONE. Of what may be a pipe whose reader is slow
-    as much as fits once it says that there is room, since making it non-blocking would change it for others."""
+    """Some lines of it, waiting for at most a tenth of a second: AGAIN, GONE. As many whole ones as a pipe takes
+    in one piece, so that other writers do not come in between."""
+    cdef const char* text = <const char*>data
     cdef pollfd p
     cdef ssize_t n
     p.fd = fd
     p.events = POLLOUT
     if c_poll(&p, 1, 100) <= 0:
         return AGAIN
-    n = c_write(fd, data, size if size < PIPE_BUF else PIPE_BUF)
+    if size > <size_t>PIPE_BUF:
+        size = PIPE_BUF
+        while size > 1 and text[size - 1] != c'\n':
+            size -= 1
+        if text[size - 1] != c'\n':
+            size = PIPE_BUF
+    n = c_write(fd, data, size)
     if n < 0 and errno == EINTR:
         return AGAIN
     return net_verdict(n)

@@ -52,6 +52,7 @@ cdef enum:                      # Conn.timed_by
     BY_WRITE = 4
     BY_LINGER = 5
     BY_CALL = 6
+    BY_PROBE = 7                # a rejected connection that may be one
 
 cdef enum:                      # what the core has to say; the keeper puts it into words
     NOTE_CONCURRENCY = 0
@@ -129,7 +130,7 @@ cdef struct Reactor:
     Pool inputs
     Pool outputs
     Bodies bodies
-    Deadlines idle, heads, bodies_due, writes, lingers, calls
+    Deadlines idle, heads, bodies_due, writes, lingers, calls, rejects
     int64_t oldest              # atomic: since when the first of `ready` waits, as of the last turn; NEVER
     uint32_t full_turns         # in a row: there were more events than one turn takes
     int64_t accept_again        # NEVER while accepting
@@ -181,6 +182,7 @@ cdef struct House:
     const char* log_path        # NULL: it cannot be opened again
     bint log_json
     bint log_runs
+    bint log_torn               # the log thread's: the last line that was written has no end
     pthread_t log_thread
     uint32_t log_asleep         # futex: the log's thread sleeps until there is a record
     uint32_t log_reopen         # atomic
@@ -330,6 +332,8 @@ cdef inline void time_by(Reactor* r, Conn* c, uint8_t kind, int64_t at) noexcept
         d = &r.lingers
     elif kind == BY_CALL:
         d = &r.calls
+    elif kind == BY_PROBE:
+        d = &r.rejects
     c.timed_by = kind
     timer_start(d, &c.timer, at)
 

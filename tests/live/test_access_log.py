@@ -215,3 +215,77 @@ def test_a_file_that_fails(serve: Serve) -> None:
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"^cannot write .*nowhere/log: No such file or directory$"):
         Server(handler, access_log=str(tmp_path / "nowhere" / "log")).start("127.0.0.1:0")
+
+
+def test_a_terminal_that_nobody_reads_holds_nobody(script: Run, tmp_path: Path) -> None:
+    """Standard output says that there is room and then takes no more; TERM ends the process all the same."""
+    ours, theirs = os.openpty()
+    try:
+        process = script(f"""
+def ready(server):
+    say("ready", *server.addresses)
+    os.dup2(terminal, 1)
+terminal = os.open({os.ttyname(theirs)!r}, os.O_RDWR | os.O_NOCTTY)
+kept = os.dup(1)
+os.dup2(terminal, 1)
+server = Server(hello, workers=2, access_log="-")
+os.set_blocking(terminal, True)
+def say(*words):
+    os.write(kept, (" ".join(map(str, words)) + "\\n").encode())
+server.serve("127.0.0.1:0", ready=ready)
+""")
+        [address] = process.addresses()
+        for _ in range(300):
+            assert get(address)
+        process.popen.terminate()
+        assert process.status() == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_pipe_without_a_reader_is_an_error(tmp_path: Path) -> None:
+    """At once, and when it is opened again: nobody waits for somebody to come and read."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(StartError, match=r"^cannot write .*pipe: No such device or address$"):
+        Server(handler, access_log=str(path)).start("127.0.0.1:0")
+
+
+def test_a_pipe_whose_reader_has_gone(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    server = serve(handler, workers=2, access_log=str(path))
+    os.close(reader)
+    server.server.reopen_access_log()
+    serve.expect_error("the access log cannot be written")
+    wait_until(serve.errors, "the error")
+    assert server.get("/200").status == 200
+    wait_until(lambda: server.stats()["access_log_lost"] == 1, "the line to be lost")
+
+
+def test_the_reply_before_a_handler_that_blocks(serve: Serve, tmp_path: Path, release: threading.Event) -> None:
+    """It has left, and so its line does not wait; nor is it said to be broken off when the next one is."""
+    path = tmp_path / "log"
+    entered = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/blocks":
+            entered.set()
+            wait_for(release)
+            ctx.stream(iter(["some", 1]))
+        ctx.write("x")
+
+    serve.expect_error("TypeError")
+    server = serve(handler, workers=3, reactors=1, access_log=str(path), access_log_format="json")
+    wire = server.connect().send(request("GET", "/first"), request("GET", "/blocks"))
+    assert wire.read().body == b"x"
+    wait_for(entered)
+    [line] = lines(server, path, 1)
+    assert (line["target"], line["aborted"]) == ("/first", False)
+    release.set()
+    with contextlib.suppress(ConnectionResetError):
+        wire.read_to_end()
+    first, second = lines(server, path, 2)
+    assert (first["aborted"], second["aborted"], second["target"]) == (False, True, "/blocks")

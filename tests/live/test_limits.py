@@ -562,3 +562,32 @@ def test_health_while_the_server_stops(serve: Serve, release: threading.Event) -
     assert blocked.read().body == b"/block"
     stopping.join(PATIENCE)
     assert server.clean
+
+
+def test_a_path_that_is_off_is_not_the_empty_one(serve: Serve) -> None:
+    """An absolute target may have no path, which means /."""
+    def absolute(server: Running) -> bytes:
+        return server.exchange(b"GET http://test HTTP/1.1\r\nHost: test\r\n\r\n").body
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.write(f"the handler's {ctx.path}")
+
+    assert absolute(serve(handler, health_path="/h", workers=2)) == b"the handler's /"
+    assert absolute(serve(handler, metrics_path="/m", workers=2)) == b"the handler's /"
+    assert absolute(serve(handler, health_path="/", workers=2)).startswith(b'{"status"')
+    assert absolute(serve(handler, workers=2)) == b"the handler's /"
+
+
+def test_a_rejected_connection_does_not_hold_a_drain_up(serve: Serve) -> None:
+    """It has begun a head, so that it might be a probe, when the server stops."""
+    server = serve(hello, concurrency=1, health_path="/health", workers=2)
+    assert server.connect().get().status == 200
+    rejected = server.connect()
+    wait_until(lambda: server.stats()["rejected"] == 1, "the connection to be heard")
+    stopping = threading.Thread(target=server.shutdown, args=(600,))
+    stopping.start()
+    wait_until(server.refuses, "the listener to close")
+    rejected.send(b"GET /hea")
+    stopping.join(PATIENCE)
+    assert server.clean
+    assert rejected.read().status == 503
