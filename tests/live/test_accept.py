@@ -98,10 +98,12 @@ def test_a_successor_on_the_same_listener_loses_no_connection(serve: Serve, turn
     """Two servers have the same listening socket; one of them stops under load. Every client of either is answered."""
     entered = threading.Event()
     served = Counter[str]()
+    lock = threading.Lock()
 
     def handler_of(name: str) -> Callable[[RequestCtx], None]:
         def handler(ctx: RequestCtx) -> None:
-            served[name] += 1
+            with lock:
+                served[name] += 1
             if served["first"] >= 50 + 37 * turn:
                 entered.set()
             ctx.write(name)
