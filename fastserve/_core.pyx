@@ -89,7 +89,7 @@ cdef enum:                          # how much at a time
     FULL_TURNS = 64                 # in a row without a look at the deadlines
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
-    TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL off lease, where no deadline sees them
+    TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL beyond queue_timeout's reach
 
 cdef enum:                          # what a handler was: Conn.slow
     FAST = 0
@@ -139,7 +139,10 @@ cdef struct Desk:
     Mate* mate
     Reactor* reactor            # whose lease it holds; NULL: none
     uint64_t word               # what it published last
-    int64_t asked_at            # when it began to wait for the GIL; only where requests are timed
+    # where requests are timed, nanoseconds on the monotonic clock
+    int64_t asked_at            # when it began to wait for the GIL
+    int64_t began               # off lease: when that handler was called
+    int64_t over                # and when it had returned
     Conn* home                  # off lease: the connection whose handler it ran
     Reactor* home_reactor
     Reply* reply                # what that handler said
@@ -276,6 +279,9 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
         c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
         if c is NULL:
             # Never: there is a slot for each connection that is counted.
+            if key:
+                peers_leave(&h.peers, key)
+            sub_u32(&h.connections, 1)
             c_close(fd)
             continue
         memcpy(&c.peer, &peer, sizeof(peer))
@@ -1479,6 +1485,10 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     cdef bint sent, quiet
     wait_let_go(d)
     d.home = NULL
+    if d.house.limits.timed:
+        c.committed = d.over
+        c.handled = d.over - d.began
+        c.written = -1
     if d.house.limits.handler_timeout and not d.streamed and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
         if not d.resumes:
             give_handed(d.house, &d.handed)

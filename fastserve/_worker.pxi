@@ -175,9 +175,8 @@ cdef class Worker:
         """Off lease: what the handler said is seen to without the GIL, by `finish_alone`."""
         cdef Desk* d = &self.desk
         if self.house.limits.timed:
-            d.conn.committed = now_ns()
-            d.conn.handled = d.conn.committed - began
-            d.conn.written = -1
+            # The connection may still be in the hand of whoever seized the call.
+            d.began, d.over = began, now_ns()
         d.conn.slow = <uint8_t>slow
         d.reply = &self.ctx.reply
         d.home = d.conn

@@ -10,11 +10,12 @@ The word holds a state and a number that is unique to the occasion:
     CALL    the holder is inside a handler
     TAIL    the holder is in Python outside a handler: hooks, logging, dropping references
 
-Invariant: exactly one thread holds. Only the holder publishes (a plain store, seen as WANT, CALL
-or TAIL before that begins); only a compare-and-swap of that very word ends it, the holder's own
-(take back) or another's (seize), so that exactly one of the two wins, and a number that never
-comes again keeps an old holder from taking back what a later one published. Between publishing
-and taking back the holder touches nothing of the reactor.
+Invariant: exactly one thread holds. Only the holder publishes (a plain store, seen as WANT, CALL or
+TAIL before that begins; IO again, with a new number, is news for a watcher and nothing else); only
+a compare-and-swap of that very word ends it, the holder's own (take back) or another's (seize), so
+that exactly one of the two wins, and a number that never comes again keeps an old holder from
+taking back what a later one published. Between publishing and taking back the holder touches
+nothing of the reactor.
 
 Memory order: taking back, seizing and publishing are sequentially consistent. Publish-then-look-
 whether-the-watcher-sleeps meets sleep-then-look-at-the-word, and each side must see the other's

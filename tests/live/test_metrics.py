@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -118,7 +119,7 @@ def test_phases_of_handlers_that_block(serve: Serve) -> None:
 
     server = serve(handler, workers=8, reactors=2, metrics_path="/metrics")
     wires = [server.connect() for _ in range(8)]
-    asked = 0
+    asked, began = 0, time.monotonic()
     for turn in range(30):
         for n, wire in enumerate(wires):
             wire.send(request("GET", "/stream" if n == 7 else "/slow" if turn % 10 < 7 else "/fast"))
@@ -133,6 +134,8 @@ def test_phases_of_handlers_that_block(serve: Serve) -> None:
     # Replies that left together are one, and what is streamed has no one moment.
     assert 0 < got["fastserve_write_seconds_count", ""] <= asked
     assert got["fastserve_handler_seconds_sum", ""] >= 0.002 * 100
+    for phase in ("queue", "handler", "gil", "write"):      # no time began before the test, or never
+        assert got[f"fastserve_{phase}_seconds_sum", ""] < asked * (time.monotonic() - began), phase
 
 
 def test_bodies_that_are_streamed_in_are_bytes_received(serve: Serve) -> None:

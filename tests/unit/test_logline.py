@@ -29,7 +29,7 @@ def line(form: str, **other: object) -> bytes:
     return made
 
 
-def test_combined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_combined() -> None:
     match = COMBINED.fullmatch(line("combined"))
     assert match
     assert match.groups()[2:7] == (b"GET /a?b HTTP/1.1", b"200", b"5", b"http://x/", b"curl/8")
