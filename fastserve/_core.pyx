@@ -55,11 +55,11 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_CALL, BY_HEAD, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG, LISTENERS,
-    NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS,
-    NOTES, NOTE_LOG, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input,
-    give_large, give_output, house_drops, lend_input, lend_output, make_dirty, memory_lent, note, pthread_t, time_by,
-    time_idle, undirty, wake_keeper,
+    BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG,
+    LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE,
+    NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
+    give_input, give_large, give_output, house_drops, lend_input, lend_output, make_dirty, memory_lent, note,
+    pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -215,13 +215,10 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
 
 cdef int64_t patience(Reactor* r) noexcept nogil:
     """How long the reactor may sleep: until the first of its deadlines; negative: for ever."""
-    cdef int64_t at = deadlines_next(&r.idle)
-    at = earlier(at, deadlines_next(&r.heads))
-    at = earlier(at, deadlines_next(&r.bodies_due))
-    at = earlier(at, deadlines_next(&r.writes))
-    at = earlier(at, deadlines_next(&r.lingers))
-    at = earlier(at, deadlines_next(&r.calls))
-    at = earlier(at, deadlines_next(&r.rejects))
+    cdef int64_t at = NEVER
+    cdef uint32_t kind
+    for kind in range(BY_KINDS):
+        at = earlier(at, deadlines_next(&r.due[kind]))
     at = earlier(at, r.accept_again)
     if r.ready.size:
         if not r.may_call and r.ready.size > r.house.limits.max_queue:
@@ -450,7 +447,7 @@ cdef void advance(Reactor* r, Conn* c) noexcept nogil:
                 if not c.rejected:
                     time_by(r, c, BY_HEAD, r.now + lim.header_timeout)
             return
-        if verdict == DONE and lim.probes and is_probe(r, c):
+        if verdict == DONE and lim.probes and answers_probe(r, c):
             return
         if c.rejected:
             turn_away(r, c)
@@ -1052,49 +1049,14 @@ cdef void judge(Reactor* r, int speed) noexcept nogil:
 
 cdef void expire(Reactor* r, int64_t due) noexcept nogil:
     cdef Limits* lim = &r.house.limits
+    cdef uint32_t kind
     cdef Conn* c
-    while True:
-        c = <Conn*>deadlines_expired(&r.idle, due)
-        if c is NULL:
-            break
-        if c.state == IDLE:
-            count_u64(&r.stats.timed_out_idle, 1)
-            drop(r, c)
-        else:
-            time_idle(r, c)
-    while True:
-        c = <Conn*>deadlines_expired(&r.heads, due)
-        if c is NULL:
-            break
-        refuse(r, c, 408)
-    while True:
-        c = <Conn*>deadlines_expired(&r.rejects, due)
-        if c is NULL:
-            break
-        turn_away(r, c)
-    while True:
-        c = <Conn*>deadlines_expired(&r.bodies_due, due)
-        if c is NULL:
-            break
-        look_at_body(r, c)
-    while True:
-        c = <Conn*>deadlines_expired(&r.writes, due)
-        if c is NULL:
-            break
-        look_at_write(r, c)
-    while True:
-        c = <Conn*>deadlines_expired(&r.lingers, due)
-        if c is NULL:
-            break
-        if c.state == LINGER:
-            drop(r, c)
-        else:
-            last_look(r, c)
-    while True:
-        c = <Conn*>deadlines_expired(&r.calls, due)
-        if c is NULL:
-            break
-        end_call(r, c)
+    for kind in range(BY_KINDS):
+        while True:
+            c = <Conn*>deadlines_expired(&r.due[kind], due)
+            if c is NULL:
+                break
+            time_is_up(r, c, kind)
     while r.ready.size and r.ready.first.began + lim.queue_timeout <= due:
         c = queue_pop(&r.ready)
         count_u64(&r.stats.shed_old, 1)
@@ -1105,6 +1067,28 @@ cdef void expire(Reactor* r, int64_t due) noexcept nogil:
         accept_again(r)
     if r.draining:
         ebb(r)
+
+
+cdef void time_is_up(Reactor* r, Conn* c, uint32_t kind) noexcept nogil:
+    if kind == BY_IDLE and c.state != IDLE:
+        time_idle(r, c)
+    elif kind == BY_IDLE:
+        count_u64(&r.stats.timed_out_idle, 1)
+        drop(r, c)
+    elif kind == BY_HEAD:
+        refuse(r, c, 408)
+    elif kind == BY_BODY:
+        look_at_body(r, c)
+    elif kind == BY_WRITE:
+        look_at_write(r, c)
+    elif kind == BY_LINGER and c.state == LINGER:
+        drop(r, c)
+    elif kind == BY_LINGER:
+        last_look(r, c)
+    elif kind == BY_CALL:
+        end_call(r, c)
+    elif kind == BY_PROBE:
+        turn_away(r, c)
 
 
 cdef void end_call(Reactor* r, Conn* c) noexcept nogil:
@@ -1338,15 +1322,6 @@ cdef void hear_signals(House* h) noexcept nogil:
 # watch: the native thread beside each reactor. It looks at the lease, seizes it when it stands, and
 # turns the reactor itself while nobody else can.
 
-cdef void give_handed(House* h, Handed* handed) noexcept nogil:
-    """The body of a reply that nobody sends."""
-    if handed.kind == LARGE_OBJECT:
-        house_drops(h, handed.owner)
-    elif handed.kind == LARGE_MEMORY:
-        mem_give(handed.owner)
-    handed.kind = NO_LARGE
-
-
 cdef void* watch(void* argument) noexcept nogil:
     cdef Reactor* r = <Reactor*>argument
     cdef House* h = r.house
@@ -1509,6 +1484,15 @@ cdef void finish_alone(Desk* d) noexcept nogil:
         c.written = now_ns() - c.committed if sent else -1
     quiet = sent and is_settled(c)
     send_home(d.home_reactor, c, quiet)
+
+
+cdef void give_handed(House* h, Handed* handed) noexcept nogil:
+    """The body of a reply that nobody sends."""
+    if handed.kind == LARGE_OBJECT:
+        house_drops(h, handed.owner)
+    elif handed.kind == LARGE_MEMORY:
+        mem_give(handed.owner)
+    handed.kind = NO_LARGE
 
 
 include "_log.pxi"

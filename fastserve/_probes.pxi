@@ -7,8 +7,8 @@ cdef enum:
     METRICS_ROOM = 32768        # bytes: four histograms of 1.7 KiB, 200 statuses of 60 bytes, 40 families of 200
 
 
-cdef bint is_probe(Reactor* r, Conn* c) noexcept nogil:
-    """Answers it, if it is one."""
+cdef bint answers_probe(Reactor* r, Conn* c) noexcept nogil:
+    """False: the request is none."""
     cdef Limits* lim = &r.house.limits
     cdef Head* head = &c.input.head
     cdef const char* path = c.input.data + c.input.start + head.path.at

@@ -656,6 +656,7 @@ cdef int fill_limits(Limits* lim, config) except -1:
 cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) except -1:
     cdef Reactor* r = &h.reactors[index]
     cdef Limits* lim = &h.limits
+    cdef uint32_t kind
     r.house = h
     batch_make(&r.batch, with_ring)
     lease_make(&r.lease, index, event_make())
@@ -664,13 +665,8 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     if r.lease.event < 0 or r.epoll < 0:
         raise OSError("no descriptors left for a reactor")
     poll_add(r.epoll, r.lease.event, EPOLLIN | EPOLLET, EVENT_TAG)
-    deadlines_make(&r.idle)
-    deadlines_make(&r.heads)
-    deadlines_make(&r.bodies_due)
-    deadlines_make(&r.writes)
-    deadlines_make(&r.lingers)
-    deadlines_make(&r.calls)
-    deadlines_make(&r.rejects)
+    for kind in range(BY_KINDS):
+        deadlines_make(&r.due[kind])
     r.accept_again = r.oldest = NEVER
     r.spare = net_spare()
     r.now = now_ns()

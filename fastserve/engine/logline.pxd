@@ -7,25 +7,17 @@ most LINE_ROOM bytes long.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
 from fastserve.engine.net cimport AF_INET, AF_INET6, sockaddr_in6
-from fastserve.engine.reply cimport put, put_hex, put_number, put_two
+from fastserve.engine.reply cimport gmtime_r, put, put_hex, put_month, put_number, put_two, time_t, tm
 
 
 cdef extern from "<time.h>" nogil:
-    struct tm:
-        int tm_sec, tm_min, tm_hour, tm_mday, tm_mon, tm_year
-        long tm_gmtoff
-    ctypedef long time_t
-    tm* gmtime_r(const time_t* seconds, tm* broken) noexcept
     tm* localtime_r(const time_t* seconds, tm* broken) noexcept
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* address, char* to, unsigned int size) noexcept
-
-cdef extern from "<string.h>" nogil:
-    size_t strlen(const char* text) noexcept
 
 
 cdef enum:
@@ -139,7 +131,7 @@ cdef inline char* put_local_time(char* to, time_t seconds) noexcept nogil:
     localtime_r(&seconds, &b)
     minutes = <int>(b.tm_gmtoff // 60)
     to = put(put_two(put(to, b"[", 1), b.tm_mday), b"/", 1)
-    to = put(put(to, &(<const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec")[3 * b.tm_mon], 3), b"/", 1)
+    to = put(put_month(to, b.tm_mon), b"/", 1)
     to = put(put_number(to, <uint64_t>(b.tm_year + 1900)), b":", 1)
     to = put(put_two(to, b.tm_hour), b":", 1)
     to = put(put_two(to, b.tm_min), b":", 1)

@@ -53,6 +53,7 @@ cdef enum:                      # Conn.timed_by
     BY_LINGER = 5
     BY_CALL = 6
     BY_PROBE = 7                # a rejected connection that may be one
+    BY_KINDS = 8
 
 cdef enum:                      # what the core has to say; the keeper puts it into words
     NOTE_CONCURRENCY = 0
@@ -130,7 +131,7 @@ cdef struct Reactor:
     Pool inputs
     Pool outputs
     Bodies bodies
-    Deadlines idle, heads, bodies_due, writes, lingers, calls, rejects
+    Deadlines due[BY_KINDS]     # a list a kind of deadline: Conn.timed_by says which one its timer is in
     int64_t oldest              # atomic: since when the first of `ready` waits, as of the last turn; NEVER
     uint32_t full_turns         # in a row: there were more events than one turn takes
     int64_t accept_again        # NEVER while accepting
@@ -316,26 +317,15 @@ cdef inline void time_idle(Reactor* r, Conn* c) noexcept nogil:
     """The deadline of a connection that nothing else is waited for."""
     cdef int64_t period = r.house.limits.idle_timeout
     if c.timed_by == BY_IDLE:
-        timer_touch(&r.idle, &c.timer, r.now, period)
+        timer_touch(&r.due[BY_IDLE], &c.timer, r.now, period)
     else:
         c.timed_by = BY_IDLE
-        timer_start(&r.idle, &c.timer, r.now + period + (period >> 6))
+        timer_start(&r.due[BY_IDLE], &c.timer, r.now + period + (period >> 6))
 
 
 cdef inline void time_by(Reactor* r, Conn* c, uint8_t kind, int64_t at) noexcept nogil:
-    cdef Deadlines* d = &r.heads
-    if kind == BY_BODY:
-        d = &r.bodies_due
-    elif kind == BY_WRITE:
-        d = &r.writes
-    elif kind == BY_LINGER:
-        d = &r.lingers
-    elif kind == BY_CALL:
-        d = &r.calls
-    elif kind == BY_PROBE:
-        d = &r.rejects
     c.timed_by = kind
-    timer_start(d, &c.timer, at)
+    timer_start(&r.due[kind], &c.timer, at)
 
 
 cdef inline void wake_keeper(House* h) noexcept nogil:

@@ -16,6 +16,7 @@ from fastserve.engine.limits cimport RESPONSE_HEAD_MAX
 cdef extern from "<time.h>" nogil:
     struct tm:
         int tm_sec, tm_min, tm_hour, tm_mday, tm_mon, tm_year, tm_wday
+        long tm_gmtoff
     ctypedef long time_t
     tm* gmtime_r(const time_t* seconds, tm* broken) noexcept
 
@@ -88,6 +89,10 @@ cdef inline char* put_two(char* to, int n) noexcept nogil:
     return to + 2
 
 
+cdef inline char* put_month(char* to, int month) noexcept nogil:
+    return put(to, &(<const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec")[3 * month], 3)
+
+
 cdef inline char* put_date(char* to, int64_t seconds) noexcept nogil:
     """IMF-fixdate, 29 bytes (RFC 9110, section 5.6.7)."""
     cdef time_t t = <time_t>seconds
@@ -95,7 +100,7 @@ cdef inline char* put_date(char* to, int64_t seconds) noexcept nogil:
     gmtime_r(&t, &b)
     to = put(put(to, &(<const char*>b"SunMonTueWedThuFriSat")[3 * b.tm_wday], 3), b", ", 2)
     to = put(put_two(to, b.tm_mday), b" ", 1)
-    to = put(put(to, &(<const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec")[3 * b.tm_mon], 3), b" ", 1)
+    to = put(put_month(to, b.tm_mon), b" ", 1)
     to = put(put_number(to, <uint64_t>(b.tm_year + 1900)), b" ", 1)
     to = put(put_two(to, b.tm_hour), b":", 1)
     to = put(put_two(to, b.tm_min), b":", 1)
