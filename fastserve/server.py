@@ -242,13 +242,9 @@ class Server:
     def _open_log(self, core: Core) -> None:
         path = self._config.access_log
         try:
-            # Never waited for; and standard output opened anew, because others share the descriptor that is there.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # never waited for
             if path == "-":
-                try:
-                    core.log_to(os.open("/proc/self/fd/1", flags), None)
-                except OSError:  # a socket, or no /proc
-                    core.log_to(os.dup(1), None)
+                core.log_to(_standard_output(flags), None)
             elif path:
                 core.log_to(os.open(path, flags | os.O_CREAT, 0o644), os.fsencode(os.path.abspath(path)))
         except OSError as error:
@@ -429,6 +425,15 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+def _standard_output(flags: int) -> int:
+    """What may have to be waited for, a pipe or a terminal, is opened anew, because others share the descriptor
+    that is there; in a file the place to write at is shared with them, and kept so."""
+    if not stat.S_ISREG(os.fstat(1).st_mode):
+        with contextlib.suppress(OSError):  # a socket, or no /proc
+            return os.open("/proc/self/fd/1", flags)
+    return os.dup(1)
 
 
 def _printable(s: socket.socket) -> str:

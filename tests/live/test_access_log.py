@@ -179,6 +179,28 @@ Server(hello, workers=2, access_log="-").serve("127.0.0.1:0", ready=ready)
     assert '"GET / HTTP/1.1" 200 5' in process.line()
 
 
+def test_standard_output_that_is_a_file(script: Run, tmp_path: Path) -> None:
+    """What handlers print and what the log writes stand one behind the other, not one over the other."""
+    path = tmp_path / "out"
+    process = script(f"""
+ours = os.dup(1)
+os.dup2(os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT), 1)
+def handler(ctx):
+    os.write(1, b"printed" + bytes([10]))
+def ready(server):
+    os.write(ours, ("ready " + server.addresses[0] + chr(10)).encode())
+Server(handler, workers=2, access_log="-").serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    for _ in range(50):
+        assert get(address)
+    process.popen.terminate()
+    assert process.status() == 0
+    told = path.read_bytes().splitlines()
+    assert len(told) == 100
+    assert told.count(b"printed") == sum(b'"GET / HTTP/1.1" 200' in line for line in told) == 50
+
+
 def test_a_reader_that_does_not_read(serve: Serve, tmp_path: Path) -> None:
     """A pipe that is full: every request is answered, lines are lost and counted, and the server ends."""
     path = tmp_path / "pipe"
