@@ -250,13 +250,27 @@ def test_a_reply_before_it_is_not_broken_into(serve: Serve) -> None:
 
 
 def test_a_call_that_is_over_has_no_deadline(serve: Serve) -> None:
-    server, late = started(serve, nothing)
-    idle = server.connect()
-    assert idle.get("/in-time").status == 200
+    """One that blocked, so that its time was looked at, and was over in time."""
+    seized, go = threading.Event(), threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/naps":
+            wait_for(seized)
+        elif ctx.path == "/late":
+            wait_for(go)
+        ctx.write(ctx.path)
+
+    serve.expect_error(STUCK)
+    server = serve(handler, handler_timeout=1, workers=4, reactors=1)
+    idle = server.connect().send(request("GET", "/naps"))
+    wait_until(lambda: server.stats()["handoffs_blocked"], "the handler to be seen to block")
+    seized.set()
+    assert idle.read().body == b"/naps"
     told(server.connect().send(request("GET", "/late")))       # it began later, and its time is up
     assert idle.silent()
     assert idle.get("/again").body == b"/again"
-    late.let_go()
+    go.set()
+
 
 
 def test_its_stack_is_logged(serve: Serve) -> None:
