@@ -249,27 +249,21 @@ def test_a_reply_before_it_is_not_broken_into(serve: Serve) -> None:
     go.set()
 
 
-def test_a_call_that_is_over_has_no_deadline(serve: Serve) -> None:
-    """One that blocked, so that its time was looked at, and was over in time."""
-    seized, go = threading.Event(), threading.Event()
+def test_behind_a_call_that_blocked_the_connection_is_idle(serve: Serve) -> None:
+    """Its deadline was the call's; now it is that of any connection that waits."""
+    seized = threading.Event()
 
     def handler(ctx: RequestCtx) -> None:
-        if ctx.path == "/naps":
-            wait_for(seized)
-        elif ctx.path == "/late":
-            wait_for(go)
+        wait_for(seized)
         ctx.write(ctx.path)
 
-    serve.expect_error(STUCK)
-    server = serve(handler, handler_timeout=1, workers=4, reactors=1)
-    idle = server.connect().send(request("GET", "/naps"))
+    server = serve(handler, handler_timeout=5, idle_timeout=0.1, workers=4, reactors=1)
+    wire = server.connect().send(request("GET", "/naps"))
     wait_until(lambda: server.stats()["handoffs_blocked"], "the handler to be seen to block")
     seized.set()
-    assert idle.read().body == b"/naps"
-    told(server.connect().send(request("GET", "/late")))       # it began later, and its time is up
-    assert idle.silent()
-    assert idle.get("/again").body == b"/again"
-    go.set()
+    assert wire.read().body == b"/naps"
+    assert wire.ended()
+    assert server.stats()["timed_out_idle"] == 1
 
 
 
