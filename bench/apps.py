@@ -131,7 +131,8 @@ HANDLERS["shapes"] = every_shape
 
 def main():
     handler, options, port = sys.argv[1:]
-    with Server(HANDLERS[handler], **json.loads(options)).start(f"127.0.0.1:{port}") as server:
+    options = {"metrics_path": "/metrics", **json.loads(options)}  # as one would who watches it: histograms are filled
+    with Server(HANDLERS[handler], **options).start(f"127.0.0.1:{port}") as server:
         for _ in sys.stdin:
             print(json.dumps(server.stats().get("allocations")), flush=True)
 
