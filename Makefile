@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: build debug test model stress sanitize fuzz peers lint bench micro faults annotate clean
+.PHONY: build debug test model stress sanitize fuzz peers lint bench micro faults soak annotate clean
 
 build:
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -44,6 +44,9 @@ micro:
 
 faults:
 	$(PYTHON) bench/faults.py
+
+soak:
+	$(PYTHON) bench/soak.py
 
 annotate:
 	mkdir -p build

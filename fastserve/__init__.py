@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastserve._core import BodyStream, Done, Headers, ReplyStream, RequestCtx
     from fastserve.args import Args
     from fastserve.forms import File, Files
+    from fastserve.router import Router
     from fastserve.server import Server
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "MissingExtra",
     "ReplyStream",
     "RequestCtx",
+    "Router",
     "Server",
     "ServerClosed",
     "StartError",
@@ -56,6 +58,7 @@ _HOMES = {
     "Headers": "fastserve.server",
     "ReplyStream": "fastserve.server",
     "RequestCtx": "fastserve.server",
+    "Router": "fastserve.router",
     "Server": "fastserve.server",
 }
 

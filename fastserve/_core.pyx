@@ -58,7 +58,7 @@ from fastserve.engine.reactor cimport (
     BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG,
     LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE,
     NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
-    give_input, give_large, give_output, house_drops, lend_input, lend_output, make_dirty, memory_lent, note,
+    give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note,
     pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
@@ -83,6 +83,9 @@ cdef enum:                          # how much at a time
     IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
     CALLS = 256                     # handlers under one acquisition of the GIL, at most
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
+    TURN_SENDS = 1048576            # bytes of large replies in one turn: the kernel copies them, and others wait
+    LITTLE = 65536                  # and so much is sent all the same: to come back for it costs more
+    ALL_OF_IT = 0x7fffffffffffffff
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
     PROBE_SLOTS = 16                # connections beyond all limits that may still ask how the server is
@@ -167,7 +170,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     cdef Conn* c
     cdef int64_t before = r.now
     cdef uint64_t tag
-    cdef int i, n
+    cdef int i, n, first
 
     r.may_call = may_call
     # Now, because whoever pushed may have left the waking to what wakes this turn; behind the wait again,
@@ -183,13 +186,19 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
         wake_keeper(h)
     r.now = now_ns()
     scribe_date(&r.scribe, wall_seconds())
+    first = 0
+    if r.to_send == 0 and n > 0:
+        # There was more to send than one turn may: each time somebody else begins.
+        r.rotation += 1
+        first = <int>(r.rotation % <uint32_t>n)
+    r.to_send = TURN_SENDS
 
     take_home(r)
     # What came home is sent, and stalls, or closes, or reads on, before an event of it is looked at.
     flush(r)
     r.batch.n = 0
-    for i in range(n):
-        tag = events[i].data.u64
+    for i in range(first, n + first):
+        tag = events[i if i < n else i - n].data.u64
         if tag >= FIRST_TAG:
             c = slot_of(&r.slots, tag)
             if c is not NULL:
@@ -723,7 +732,7 @@ cdef Conn* next_call(Reactor* r) noexcept nogil:
 cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, int64_t began) noexcept nogil:
     """A call does, which began then. Replies to earlier requests must not wait for it. The worker looks at its claim
     when the holder has let go of the connection; a call that stays on lease is over before its time is looked at."""
-    c.owes = c.output.end > c.output.start and push_out(c) != DONE
+    c.owes = c.output.end > c.output.start and push_out(c, ALL_OF_IT) != DONE
     if r.house.limits.timed and not c.owes:
         r.flushed_at = now_ns()
         account_sent(r, c)
@@ -851,7 +860,10 @@ cdef void flush(Reactor* r) noexcept nogil:
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
-    cdef int verdict = push_out(c)
+    cdef int64_t before = c.sent
+    cdef bint little = c.large.size - c.large.sent <= LITTLE
+    cdef int verdict = push_out(c, ALL_OF_IT if little else r.to_send)
+    r.to_send -= lesser(r.to_send, <size_t>(c.sent - before))
     if r.house.limits.timed:
         r.flushed_at = now_ns()
     pushed(r, c, verdict)
@@ -868,26 +880,28 @@ cdef void pushed(Reactor* r, Conn* c, int verdict) noexcept nogil:
         sent(r, c)
 
 
-cdef int push_out(Conn* c) noexcept nogil:
-    """Sends what is committed: DONE, AGAIN, GONE. No reactor is touched: a worker alone may call it."""
+cdef int push_out(Conn* c, size_t most) noexcept nogil:
+    """Sends what is committed, of a large body at most `most` bytes, and nothing if that is none: DONE, GONE, or AGAIN,
+    when there is more. No reactor is touched: a worker alone may call it, and nobody waits for it meanwhile."""
     cdef Output* o = c.output
     cdef size_t head = o.end - o.start
-    cdef size_t all = head + (c.large.size - c.large.sent)
+    cdef size_t body = c.large.size - c.large.sent
     cdef ssize_t n
-    while all:
-        n = net_send_two(c.fd, o.data + o.start, head, c.large.data + c.large.sent, all - head)
+    while head + body and most:
+        n = net_send_two(c.fd, o.data + o.start, head, c.large.data + c.large.sent, lesser(body, most))
         if n < 0:
             return <int>n
         c.sent += n
-        all -= <size_t>n
+        most -= lesser(most, <size_t>n)
         if <size_t>n < head:
             o.start += <uint32_t>n
             head -= <size_t>n
         else:
             c.large.sent += <size_t>n - head
+            body -= <size_t>n - head
             o.start = o.end
             head = 0
-    return DONE
+    return AGAIN if head + body else DONE
 
 
 cdef void sent(Reactor* r, Conn* c) noexcept nogil:
@@ -1479,7 +1493,7 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     elif not c.aborted:
         scribe_date(&d.scribe, wall_seconds())
         commit(d.house, c, d.reply, &d.scribe, &d.handed)
-    sent = not c.aborted and push_out(c) == DONE
+    sent = not c.aborted and push_out(c, ALL_OF_IT) == DONE
     if d.house.limits.timed:
         c.written = now_ns() - c.committed if sent else -1
     quiet = sent and is_settled(c)

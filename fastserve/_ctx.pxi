@@ -104,6 +104,7 @@ cdef class RequestCtx:
     cdef Buffer body_buffer
     cdef bint keeps             # one of the next is there
     cdef object query_args, form_args, form_files
+    cdef object path_params, own_values     # dicts
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
     cdef object body_object     # exact bytes that the reply is sent from
@@ -134,6 +135,7 @@ cdef class RequestCtx:
             if self.keeps:
                 self.keeps = False
                 self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
+                self.path_params = self.own_values = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -252,6 +254,39 @@ cdef class RequestCtx:
             self.keeps = True
             self.query_args = args
         return args
+
+    @property
+    def params(self) -> dict[str, str]:
+        """What the parameters of the route's pattern stood for in the path, by name; `Router` sets it."""
+        with cython.critical_section(self):
+            self.check()
+            if self.path_params is not None:
+                return self.path_params
+        self.params = values = {}
+        return values
+
+    @params.setter
+    def params(self, dict values not None):
+        with cython.critical_section(self):
+            self.check()
+            self.keeps = True
+            self.path_params = values
+
+    @property
+    def user_values(self) -> dict[str, object]:
+        """For the program's own use, of one handler for those behind it: empty at first, gone with the call."""
+        cdef dict values
+        with cython.critical_section(self):
+            self.check()
+            if self.own_values is not None:
+                return self.own_values
+        values = {}
+        with cython.critical_section(self):
+            self.check()
+            if self.own_values is None:
+                self.keeps = True
+                self.own_values = values
+            return self.own_values
 
     @property
     def headers(self) -> Headers:

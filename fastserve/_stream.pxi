@@ -38,7 +38,7 @@ cdef int send_all(House* h, Conn* c) noexcept nogil:
     """Sends what is in the output, however long the client takes within its deadlines: DONE or GONE."""
     cdef Limits* lim = &h.limits
     cdef int64_t before = c.sent, mark = c.sent, began = 0, moved = 0, now
-    cdef int verdict = push_out(c)
+    cdef int verdict = push_out(c, ALL_OF_IT)
     while verdict == AGAIN:
         now = now_ns()
         if began == 0:
@@ -51,7 +51,7 @@ cdef int send_all(House* h, Conn* c) noexcept nogil:
                 and c.sent - before < lim.min_write_rate * ((now - began) // SECOND)):
             return GONE
         net_wait(c.fd, POLLOUT, earlier(moved + lim.write_timeout - now, RATE_LOOK))
-        verdict = push_out(c)
+        verdict = push_out(c, ALL_OF_IT)
     if verdict == DONE:
         c.output.start = c.output.end = 0
     return verdict

@@ -98,8 +98,6 @@ cdef class Worker:
         if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
             d.reactor = NULL
             return
-        if load_u32(&h.n_dropped) and not self.release_dropped():
-            return
         if timed:
             at = now_ns()
             histogram_note(&r.stats.gil, at - d.asked_at)
@@ -107,7 +105,7 @@ cdef class Worker:
         for n in range(CALLS):
             c = next_call(r)
             if c is NULL:
-                return
+                break
             d.conn = r.calling = c
             d.alone = False
             if timed:
@@ -138,7 +136,11 @@ cdef class Worker:
             if r.ready.first is not c and load_u32(&r.lease.ticks) != ticks:
                 # The watcher looks every millisecond at least: that is long enough, for others who wait and
                 # for the replies that do.
-                return
+                break
+        # Not before these replies were made: memory that is free meanwhile may go back to the kernel, and comes page
+        # by page.
+        if load_u32(&h.n_dropped):
+            self.release_dropped()
 
     cdef void call_alone(self) noexcept:
         """Off lease, and the GIL has come: runs the handler of the one request that was taken along."""
@@ -147,8 +149,6 @@ cdef class Worker:
         d.conn.waited = began - d.conn.began
         d.conn.gil = began - d.asked_at
         sub_u32(&d.reactor.taken_along, 1)
-        if load_u32(&self.house.n_dropped):
-            drop_references(self.house)
         d.alone = True
         if load_u8(&d.conn.claim) == EXPIRED:
             # The GIL has come too late.
@@ -157,6 +157,8 @@ cdef class Worker:
             self.leave(NOT_JUDGED, began)
         elif self.answer(d.conn):
             self.leave(SLOW if now_ns() - began >= BLOCKS else FAST, began)
+            if load_u32(&self.house.n_dropped):
+                drop_references(self.house)
 
     cdef bint answer(self, Conn* c) noexcept:
         """The reply, but for its last steps. False: this is a child of fork, and connection and queue are the
@@ -265,16 +267,14 @@ cdef class Worker:
             # A handler of `logging` that raises must not take the worker with it.
             pass
 
-    cdef bint release_dropped(self) noexcept:
-        """Drops what large replies were sent from. True: still the holder."""
+    cdef void release_dropped(self) noexcept:
+        """Drops what large replies were sent from."""
         cdef Desk* d = &self.desk
         cdef Reactor* r = d.reactor
         d.word = lease_publish(&r.lease, TAIL)
         drop_references(self.house)
-        if lease_take_back(&r.lease, d.word):
-            return True
-        d.reactor = NULL
-        return False
+        if not lease_take_back(&r.lease, d.word):
+            d.reactor = NULL
 
 
 cdef str phrase_of(int status):

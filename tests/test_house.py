@@ -59,7 +59,7 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
 
 BELOW = {
-    "__init__": {"_core", "args", "config", "errors", "forms", "headers", "server"},
+    "__init__": {"_core", "args", "config", "errors", "forms", "headers", "router", "server"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
     "server": {"_core", "binds", "config", "errors"},
@@ -67,6 +67,7 @@ BELOW = {
     "forms": {"args", "errors"},
     "welcome": {"", "_core"},
     "config": {"errors"},
+    "router": {"_core"},
     "headers": set(),
     "args": set(),
     "binds": set(),

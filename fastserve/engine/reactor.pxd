@@ -120,6 +120,8 @@ cdef struct Reactor:
     int64_t flushed_at          # when the last sends were made; only where requests are timed
     Queue ready
     Conn* dirty                 # connections with output to flush
+    size_t to_send              # bytes of large replies that this turn may still send
+    uint32_t rotation           # who begins a turn behind one that could not send everything
     Conn* calling               # the one whose handler runs under CALL
     uint32_t taken_along        # atomic: requests whose worker waits for the GIL off lease
     uint32_t blocking           # moving average of handlers seen to block, in 1/1024
@@ -210,6 +212,10 @@ cdef inline uint64_t memory_lent(House* h) noexcept nogil:
         total += pool_lent(&r.inputs) * r.inputs.size + pool_lent(&r.outputs) * r.outputs.size
         total += load_u64(&r.bodies.bytes)
     return total
+
+
+cdef inline size_t lesser(size_t a, size_t b) noexcept nogil:
+    return a if a < b else b
 
 
 cdef inline int64_t earlier(int64_t a, int64_t b) noexcept nogil:

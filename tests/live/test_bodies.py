@@ -6,6 +6,7 @@ Invariant: what one side sent is what the other side got, whatever the cuts; rep
 
 import hashlib
 import random
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -171,6 +172,32 @@ def test_slow_reader(serve: Serve, chance: random.Random, say: Callable[[Request
     assert slow.read().body == b"small"
     assert slow.read().body == body
     assert slow.silent()
+
+
+def test_fast_reader(serve: Serve) -> None:
+    """It takes all that the socket can hold again and again (the kernel throws it away, which is faster than anybody
+    can write), and others have their turn all the same."""
+    size = 2**28
+    body = bytes(size)
+    server = serve(lambda ctx: ctx.set_body(body) if ctx.path == "/big" else ctx.write("small"), reactors=1)
+    fast, other = server.connect(), server.connect()
+    fast.send(request("GET", "/big"))
+    come = len(fast.socket.recv(1))
+    between = []
+
+    def read() -> None:
+        nonlocal come
+        room = bytearray(2**22)
+        while come < size:
+            come += fast.socket.recv_into(room, len(room), socket.MSG_TRUNC)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while come < size:
+        assert other.get().body == b"small"
+        between.append(come)
+    reader.join(PATIENCE)
+    assert len([at for at in between if at < size]) >= 40
 
 
 def test_reader_that_goes_in_the_middle(serve: Serve) -> None:
