@@ -5,14 +5,12 @@ Knows: what run.sh answers. Never sees: an input that a fuzzer made; `make fuzz`
 
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import _probe
 import pytest
 
-RUN = Path(__file__).with_name("run.sh")
+from tests.fuzz.conftest import FUZZERS
+
 SEED = int(os.environ["FASTSERVE_SEED"])        # conftest.py draws and prints it
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -41,10 +39,10 @@ def test_bodies_of_the_cases(case):
     assert broken("message", CHUNKED + case["bytes"] + NEXT) == []
 
 
-def test_fuzzers_find_nothing():
-    run = subprocess.run([RUN, "4"], capture_output=True, text=True, timeout=600,
-                         env=os.environ | {"PYTHON": sys.executable, "CFLAGS": ""})
+def test_fuzzers_find_nothing(request: pytest.FixtureRequest):
+    run = request.config.stash[FUZZERS]
+    said, problems = run.communicate(timeout=600)
     if run.returncode == 77:
-        pytest.skip(run.stdout.strip().splitlines()[-1].removeprefix("SKIPPED: "))
-    print(run.stdout)
-    assert run.returncode == 0, run.stdout + run.stderr
+        pytest.skip(said.strip().splitlines()[-1].removeprefix("SKIPPED: "))
+    print(said)
+    assert run.returncode == 0, said + problems
