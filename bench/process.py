@@ -53,8 +53,16 @@ Server(handler, **hooks, **json.loads(sys.argv[1])).serve("127.0.0.1:0", ready=r
 
     def end(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
-        status = self.popen.wait(60)
+        self.popen.send_signal(signal.SIGCONT)      # a case may have broken off behind a SIGSTOP
+        try:
+            status = self.popen.wait(60)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            status = self.popen.wait()
         assert status == 0, f"the server ended with status {status}"
+
+    def serves(self) -> bool:
+        return self.popen.poll() is None
 
     def connect(self, receive_buffer: int | None = None) -> socket.socket:
         wire = socket.socket()
@@ -111,6 +119,15 @@ def reset(wire: socket.socket) -> None:
     """Ends a connection by RST."""
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     wire.close()
+
+
+def end_within(seconds: int) -> None:
+    """What takes longer is broken off by TimeoutError in the main thread, so that servers are ended."""
+    def up(*_: object) -> None:
+        raise TimeoutError(f"this took longer than {seconds} s")
+
+    signal.signal(signal.SIGALRM, up)
+    signal.alarm(seconds)
 
 
 def many_descriptors() -> None:

@@ -59,7 +59,7 @@ from fastserve.engine.reactor cimport (
     LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE,
     NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
     give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note,
-    pthread_t, time_by, time_idle, undirty, wake_keeper,
+    pthread_t, time_by, time_idle, undirty, wait_for_share, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -83,7 +83,7 @@ cdef enum:                          # how much at a time
     IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
     CALLS = 256                     # handlers under one acquisition of the GIL, at most
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
-    TURN_SENDS = 1048576            # bytes of large replies in one turn: the kernel copies them, and others wait
+    TURN_SENDS = 1048576            # bytes of large replies in one turn, which the kernel copies while others wait
     LITTLE = 65536                  # and so much is sent all the same: to come back for it costs more
     ALL_OF_IT = 0x7fffffffffffffff
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
@@ -112,6 +112,7 @@ cdef enum:                          # nanoseconds
     CLAIM_AGAIN = 10_000_000        # the worker of an expired call is in the middle of something interim
     EXIT_PATIENCE = 5_000_000_000   # after a drain begun by a signal the main thread has this long to come back
     DROP_PATIENCE = 10_000_000
+    TURN_LONG = 16_000_000          # earns no more to send than this
     TIMER_SLACK = 1_000
 
 
@@ -170,7 +171,7 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     cdef Conn* c
     cdef int64_t before = r.now
     cdef uint64_t tag
-    cdef int i, n, first
+    cdef int i, n
 
     r.may_call = may_call
     # Now, because whoever pushed may have left the waking to what wakes this turn; behind the wait again,
@@ -182,23 +183,21 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     # A worker does not sleep here while it has requests to call, or another reactor has and lacks a worker.
     n = poll_wait(r.epoll, events, EVENTS,
                   0 if may_call and (r.ready.size or lease_spares(&h.crew)) else patience(r))
-    if n == 0 and load_u32(&h.n_dropped):
-        wake_keeper(h)
     r.now = now_ns()
+    if load_u32(&h.n_dropped) and (n == 0 and r.unsent is NULL or r.now >= r.drop_at):
+        wake_keeper(h)
+        r.drop_at = r.now + DROP_PATIENCE
     scribe_date(&r.scribe, wall_seconds())
-    first = 0
-    if r.to_send == 0 and n > 0:
-        # There was more to send than one turn may: each time somebody else begins.
-        r.rotation += 1
-        first = <int>(r.rotation % <uint32_t>n)
-    r.to_send = TURN_SENDS
+    # And a MiB for each 4 ms that the turn before took, waiting for the GIL perhaps.
+    r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before, TURN_LONG) >> 2)
+    send_waiting(r)
 
     take_home(r)
     # What came home is sent, and stalls, or closes, or reads on, before an event of it is looked at.
     flush(r)
     r.batch.n = 0
-    for i in range(first, n + first):
-        tag = events[i if i < n else i - n].data.u64
+    for i in range(n):
+        tag = events[i].data.u64
         if tag >= FIRST_TAG:
             c = slot_of(&r.slots, tag)
             if c is not NULL:
@@ -229,6 +228,8 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
     for kind in range(BY_KINDS):
         at = earlier(at, deadlines_next(&r.due[kind]))
     at = earlier(at, r.accept_again)
+    if r.unsent is not NULL:
+        return 0
     if r.ready.size:
         if not r.may_call and r.ready.size > r.house.limits.max_queue:
             # The surplus that a worker had lined up to call at once, when the lease was taken from it.
@@ -860,13 +861,35 @@ cdef void flush(Reactor* r) noexcept nogil:
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
-    cdef int64_t before = c.sent
     cdef bint little = c.large.size - c.large.sent <= LITTLE
-    cdef int verdict = push_out(c, ALL_OF_IT if little else r.to_send)
+    cdef int64_t before = c.sent
+    cdef int verdict
+    if r.to_send == 0 and not little:
+        wait_for_share(r, c)
+        return
+    verdict = push_out(c, ALL_OF_IT if little else r.to_send)
     r.to_send -= lesser(r.to_send, <size_t>(c.sent - before))
     if r.house.limits.timed:
         r.flushed_at = now_ns()
-    pushed(r, c, verdict)
+    if verdict == AGAIN and r.to_send == 0 and not little:
+        # Its socket may have room, and then it is not its reader that is slow.
+        wait_for_share(r, c)
+    else:
+        pushed(r, c, verdict)
+
+
+cdef void send_waiting(Reactor* r) noexcept nogil:
+    """Large replies for which the turns before had no share left, in the order in which they came."""
+    cdef Conn* c
+    while r.unsent is not NULL and r.to_send:
+        c = r.unsent
+        r.unsent = c.next_dirty
+        c.dirty = False
+        if c.stalled:
+            # It was not the reader that let it wait.
+            c.began = c.looked = r.now
+            c.progress = c.mark = c.sent
+        send_output(r, c)
 
 
 cdef void pushed(Reactor* r, Conn* c, int verdict) noexcept nogil:
@@ -1084,7 +1107,7 @@ cdef void expire(Reactor* r, int64_t due) noexcept nogil:
 
 
 cdef void time_is_up(Reactor* r, Conn* c, uint32_t kind) noexcept nogil:
-    if kind == BY_IDLE and c.state != IDLE:
+    if kind == BY_IDLE and (c.state != IDLE or c.dirty):
         time_idle(r, c)
     elif kind == BY_IDLE:
         count_u64(&r.stats.timed_out_idle, 1)
@@ -1141,8 +1164,8 @@ cdef void look_at_write(Reactor* r, Conn* c) noexcept nogil:
     """A reader is cut when nothing moved for write_timeout, or less than min_write_rate since it stalled."""
     cdef Limits* lim = &r.house.limits
     cdef int64_t passed = r.now - c.began
-    if c.state == AWAY:
-        # Its worker's: it is judged when it is home.
+    if c.state == AWAY or c.dirty:
+        # Its worker's: it is judged when it is home. Or it waits for its share of a turn.
         time_by(r, c, BY_WRITE, r.now + RATE_LOOK)
         return
     if r.now - c.looked >= lim.write_timeout or (
@@ -1270,11 +1293,13 @@ cdef void cut(Reactor* r) noexcept nogil:
     cdef uint32_t i
     while queue_pop(&r.ready) is not NULL:
         pass
+    while r.unsent is not NULL:
+        undirty(r, r.unsent)
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
         if c.state == FREE:
             continue
-        if c.state != LINGER and (c.state != IDLE or c.stalled) and not (
+        if c.state != LINGER and (c.state != IDLE or c.output is not NULL) and not (
                 c.state == AWAY and load_u8(&c.claim) == EXPIRED):
             count_u64(&r.stats.cut, 1)
         if c.state == AWAY:

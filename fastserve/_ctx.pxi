@@ -258,12 +258,18 @@ cdef class RequestCtx:
     @property
     def params(self) -> dict[str, str]:
         """What the parameters of the route's pattern stood for in the path, by name; `Router` sets it."""
+        cdef dict values
         with cython.critical_section(self):
             self.check()
             if self.path_params is not None:
                 return self.path_params
-        self.params = values = {}
-        return values
+        values = {}
+        with cython.critical_section(self):
+            self.check()
+            if self.path_params is None:
+                self.keeps = True
+                self.path_params = values
+            return self.path_params
 
     @params.setter
     def params(self, dict values not None):

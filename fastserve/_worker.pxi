@@ -117,6 +117,8 @@ cdef class Worker:
                 return
             if d.alone or not lease_take_back(&r.lease, d.word):
                 self.leave(NOT_JUDGED, at)
+                if load_u32(&h.n_dropped):
+                    drop_references(h)
                 return
             if timed:
                 before, at = at, now_ns()

@@ -83,7 +83,7 @@ class Router:
         methods = self._plain.get(path)
         values: list[str] = []
         if methods is None:
-            methods, values = self._find(path[1:].split("/"))
+            methods, values = self._find(path)
         method = ctx.method
         found = methods.get(method)
         if found is None and method == "HEAD":
@@ -96,11 +96,14 @@ class Router:
             ctx.params = dict(zip(names, values, strict=True)) if len(names) > 1 else {names[0]: values[0]}
         return handler(ctx)
 
-    def _find(self, segments: list[str]) -> tuple[Methods, list[str]]:
+    def _find(self, path: str) -> tuple[Methods, list[str]]:
         """Methods of a path with parameters, and what those stand for; nothing: no methods. Mostly the best branch at
         each segment leads there."""
+        if path == "*":         # of OPTIONS for the server as a whole
+            return {}, []
         node = self._root
         values = []
+        segments = path[1:].split("/")
         for segment in segments:
             best = node.text.get(segment)
             if best is None:

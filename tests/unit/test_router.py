@@ -135,6 +135,13 @@ def test_one_handler_for_a_method_and_a_pattern() -> None:
     assert router(Ctx("/a/1")) == ("/a/{x}", {"x": "1"})
 
 
+def test_the_server_as_a_whole_is_no_path() -> None:
+    router = routed("/", "/{rest:path}")
+    router.options("/{rest:path}", print)
+    router(ctx := Ctx("*", "OPTIONS"))
+    assert (ctx.status, ctx.fields) == (404, {})
+
+
 def test_the_verbs_and_their_decorators() -> None:
     router = Router()
     verbs: dict[str, Any] = {name: getattr(router, name.lower())
