@@ -510,7 +510,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 """How each method is called; a method that is not listed here fails the tests below."""
 
-SETTABLE = {"status": 201, "content_type": "text/late"}
+SETTABLE = {"status": 201, "content_type": "text/late", "params": {}}
 
 PUBLIC = [name for name in dir(RequestCtx) if not name.startswith("_")]
 
