@@ -59,7 +59,7 @@ from fastserve.engine.reactor cimport (
     LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE,
     NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
     give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note,
-    pthread_t, time_by, time_idle, undirty, wait_for_share, wake_keeper,
+    pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -112,7 +112,7 @@ cdef enum:                          # nanoseconds
     CLAIM_AGAIN = 10_000_000        # the worker of an expired call is in the middle of something interim
     EXIT_PATIENCE = 5_000_000_000   # after a drain begun by a signal the main thread has this long to come back
     DROP_PATIENCE = 10_000_000
-    TURN_LONG = 16_000_000          # earns no more to send than this
+    TURN_LONG = 16_000_000          # a turn that took longer allows the next one no more sends than this one does
     TIMER_SLACK = 1_000
 
 
@@ -184,11 +184,11 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     n = poll_wait(r.epoll, events, EVENTS,
                   0 if may_call and (r.ready.size or lease_spares(&h.crew)) else patience(r))
     r.now = now_ns()
-    if load_u32(&h.n_dropped) and (n == 0 and r.unsent is NULL or r.now >= r.drop_at):
+    if load_u32(&h.n_dropped) and (n == 0 and r.unsent.size == 0 or r.now >= r.drop_at):
         wake_keeper(h)
         r.drop_at = r.now + DROP_PATIENCE
     scribe_date(&r.scribe, wall_seconds())
-    # And a MiB for each 4 ms that the turn before took, waiting for the GIL perhaps.
+    # A MiB more for each 4 ms since the turn before: it may have waited for the GIL.
     r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before, TURN_LONG) >> 2)
     send_waiting(r)
 
@@ -225,11 +225,11 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
     """How long the reactor may sleep: until the first of its deadlines; negative: for ever."""
     cdef int64_t at = NEVER
     cdef uint32_t kind
+    if r.unsent.size:
+        return 0
     for kind in range(BY_KINDS):
         at = earlier(at, deadlines_next(&r.due[kind]))
     at = earlier(at, r.accept_again)
-    if r.unsent is not NULL:
-        return 0
     if r.ready.size:
         if not r.may_call and r.ready.size > r.house.limits.max_queue:
             # The surplus that a worker had lined up to call at once, when the lease was taken from it.
@@ -878,12 +878,17 @@ cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
         pushed(r, c, verdict)
 
 
+cdef void wait_for_share(Reactor* r, Conn* c) noexcept nogil:
+    """It stays dirty, so that nothing is read from it meanwhile."""
+    c.dirty = True
+    queue_push(&r.unsent, c)
+
+
 cdef void send_waiting(Reactor* r) noexcept nogil:
     """Large replies for which the turns before had no share left, in the order in which they came."""
     cdef Conn* c
-    while r.unsent is not NULL and r.to_send:
-        c = r.unsent
-        r.unsent = c.next_dirty
+    while r.unsent.size and r.to_send:
+        c = queue_pop(&r.unsent)
         c.dirty = False
         if c.stalled:
             # It was not the reader that let it wait.
@@ -1293,8 +1298,8 @@ cdef void cut(Reactor* r) noexcept nogil:
     cdef uint32_t i
     while queue_pop(&r.ready) is not NULL:
         pass
-    while r.unsent is not NULL:
-        undirty(r, r.unsent)
+    while r.unsent.size:
+        queue_pop(&r.unsent).dirty = False
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
         if c.state == FREE:

@@ -117,8 +117,6 @@ cdef class Worker:
                 return
             if d.alone or not lease_take_back(&r.lease, d.word):
                 self.leave(NOT_JUDGED, at)
-                if load_u32(&h.n_dropped):
-                    drop_references(h)
                 return
             if timed:
                 before, at = at, now_ns()
@@ -159,8 +157,6 @@ cdef class Worker:
             self.leave(NOT_JUDGED, began)
         elif self.answer(d.conn):
             self.leave(SLOW if now_ns() - began >= BLOCKS else FAST, began)
-            if load_u32(&self.house.n_dropped):
-                drop_references(self.house)
 
     cdef bint answer(self, Conn* c) noexcept:
         """The reply, but for its last steps. False: this is a child of fork, and connection and queue are the
@@ -186,6 +182,8 @@ cdef class Worker:
         d.home = d.conn
         d.home_reactor = d.reactor
         d.reactor = NULL
+        if load_u32(&self.house.n_dropped):
+            drop_references(self.house)
 
     cdef void attend(self, Conn* c) noexcept:
         """Lends the ctx to whoever is to see this request next: the error handler, the hook that looks at

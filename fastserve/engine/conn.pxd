@@ -105,7 +105,7 @@ cdef struct Conn:
     uint32_t consumed       # bytes of `input` from `start` that the current request takes
     Input* input
     Output* output
-    Conn* next_ready        # ready list; free list; inbox
+    Conn* next_ready        # ready list; free list; inbox; those that wait for a share of a turn
     Conn* next_dirty
     int64_t began           # the phase that a deadline measures
     int64_t sent            # bytes, since all that was committed had left

@@ -121,8 +121,7 @@ cdef struct Reactor:
     Queue ready
     Conn* dirty                 # connections with output to flush
     size_t to_send              # bytes of large replies that this turn may still send
-    Conn* unsent                # connections for whose large replies there was none of that left, in order
-    Conn* unsent_last
+    Queue unsent                # dirty connections for whose large replies there was none of that left
     int64_t drop_at             # when the keeper is to drop what large replies were sent from, if nobody else has
     Conn* calling               # the one whose handler runs under CALL
     uint32_t taken_along        # atomic: requests whose worker waits for the GIL off lease
@@ -300,42 +299,15 @@ cdef inline void make_dirty(Reactor* r, Conn* c) noexcept nogil:
         r.dirty = c
 
 
-cdef inline void wait_for_share(Reactor* r, Conn* c) noexcept nogil:
-    """It is dirty, so that nothing is read from it meanwhile."""
-    c.dirty = True
-    c.next_dirty = NULL
-    if r.unsent is NULL:
-        r.unsent = c
-    else:
-        r.unsent_last.next_dirty = c
-    r.unsent_last = c
-
-
 cdef inline void undirty(Reactor* r, Conn* c) noexcept nogil:
-    """A connection that ends may still be listed; rare, so the lists are walked."""
-    cdef Conn* before = NULL
-    cdef Conn* at = r.unsent
+    """A connection that ends may still be listed; rare, so the list is walked. None ends while it is in `unsent`."""
+    cdef Conn** at = &r.dirty
     if not c.dirty:
         return
-    c.dirty = False
-    while at is not NULL and at is not c:
-        before = at
-        at = at.next_dirty
-    if at is NULL:
-        unlist(&r.dirty, c)
-        return
-    if before is NULL:
-        r.unsent = c.next_dirty
-    else:
-        before.next_dirty = c.next_dirty
-    if r.unsent_last is c:
-        r.unsent_last = before
-
-
-cdef inline void unlist(Conn** at, Conn* c) noexcept nogil:
     while at[0] is not c:
         at = &at[0].next_dirty
     at[0] = c.next_dirty
+    c.dirty = False
 
 
 cdef inline void arm(Reactor* r, Conn* c, uint32_t events) noexcept nogil:

@@ -266,7 +266,6 @@ def test_behind_a_call_that_blocked_the_connection_is_idle(serve: Serve) -> None
     assert server.stats()["timed_out_idle"] == 1
 
 
-
 def test_its_stack_is_logged(serve: Serve) -> None:
     server, late = started(serve, nothing)
     told(server.connect().send(request("GET", "/late")))
