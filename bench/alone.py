@@ -1,4 +1,4 @@
-"""The cases that measure fastserve alone, or against the C responder and Go's fasthttp, each with a goal of its own.
+"""The cases that measure fastserve alone, or against the C responder, each with a goal of its own.
 
 Knows these goals; nothing of how a server is started, timed or pinned.
 """
@@ -15,7 +15,6 @@ from client import Client, gather, request
 from contenders import BODY, PIPELINED, check_hello
 from measure import CONNECTIONS, BenchError, Server, interleave, running
 
-YARDSTICK_MARGIN = 1.03     # fasthttp's cost over the responder's, below which the responder is no yardstick
 STALL = 3.0                 # how long /gil keeps the GIL, in seconds
 NEWCOMERS = 50
 CROWD = 40                  # requests beyond the one that meets the stalled handler first
@@ -28,24 +27,6 @@ HELLO = request("/")
 
 def judge(reached: bool) -> str:
     return PASS if reached else FAIL
-
-
-def hello(bench: Bench) -> Verdict:
-    """Without fastserve it still tells whether the yardstick is valid on this machine."""
-    ours = [] if bench.contenders.python_facts["problem"] else [bench.contenders.fastserve("hello")]
-    with running([bench.contenders.epoll(), bench.contenders.fasthttp(), *ours]) as servers:
-        series = interleave(servers, bench.effort, HELLO, check_hello)
-    yardstick, rival = series[:2]
-    margin = rival.ratio(yardstick, "cpu_us")
-    valid = margin >= YARDSTICK_MARGIN
-    numbers = {"yardstick_margin": margin, "yardstick_valid": valid}
-    about = f"yardstick {'VALID' if valid else 'INVALID'}: fasthttp costs {margin:.2f} times the C responder"
-    if not ours:
-        return Verdict(FAIL, f"fastserve is not installed: {bench.contenders.python_facts['problem']}; {about}",
-                       series, numbers)
-    cost = series[2].ratio(yardstick, "cpu_us")
-    state = judge(cost <= 1.10) if valid else INVALID
-    return Verdict(state, f"{cost:.2f}; {about}", series, {**numbers, "cost": cost})
 
 
 def pipelined(bench: Bench) -> Verdict:
@@ -204,7 +185,6 @@ def allocations(bench: Bench) -> Verdict:
 
 
 ALONE = (
-    Case("hello", "hello, keep-alive: CPU a request / the C epoll responder's", "at most 1.10", hello, quick=False),
     Case("pipelined", "hello, 16 pipelined: requests/s / the C epoll responder's", "at least 0.70",
          pipelined, quick=False),
     Case("some-sleep", "1 in 100 handlers sleeps 20 ms, 72 workers: requests/s / hello's", "at least 0.70",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import openloop
 from case import INVALID, SKIPPED, Bench, Case, Verdict
 from contenders import BODY
-from measure import BenchError, Effort, Round, Server, load
+from measure import BenchError, Effort, Round, Server, interleave, running
 from tables import EPOLL, FASTHTTP, HELLO, OURS, POOLED, QUICK_PYTHON, Table, run, says
 
 TRIES = 3
@@ -54,8 +54,8 @@ def fixed_rate(bench: Bench) -> Verdict:
     fasthttp = next(one for one in bench.contenders.all() if one.name == FASTHTTP)
     if problem := bench.contenders.problem(fasthttp):
         return Verdict(SKIPPED, f"the rate is half of fasthttp's: {problem}")
-    with fasthttp.start() as server:
-        most = load(server, bench.effort.seconds, HELLO).requests_per_s
+    with running([fasthttp.start()]) as servers:
+        most = interleave(servers, bench.effort, HELLO)[0].median("requests_per_s")
     table = FixedRate(
         CASE.name, CASE.title, HELLO, says(BODY), limits=True, rate=int(most / 2),
         only=(EPOLL, FASTHTTP, OURS, POOLED, *QUICK_PYTHON), in_quick=(FASTHTTP,))

@@ -227,7 +227,7 @@ class Series:
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
-_MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+_MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 
 
 def _said(report: str, pattern: str) -> re.Match[str]:
@@ -238,7 +238,7 @@ def _said(report: str, pattern: str) -> re.Match[str]:
 
 
 def _percentile(report: str, percent: int) -> float:
-    found = _said(report, rf"^ +{percent}% +([\d.]+)(us|ms|s|m)$")
+    found = _said(report, rf"^ +{percent}% +([\d.]+)(us|ms|s|m|h) *$")      # units of one letter are padded
     return float(found[1]) * _MILLISECONDS[found[2]]
 
 

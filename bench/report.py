@@ -1,6 +1,7 @@
 """Results on paper: the table of a case, the table of the goals, the charts. Run: report.py RESULTS.jsonl
 
-Knows results as they stand in results/*.jsonl; measures nothing. Of several results of a case the last one counts.
+Knows results as they stand in results/*.jsonl; measures nothing. Of several results of a case the last one counts,
+unless it compares fewer contenders than one before it, or is that of a quick run.
 Charts need matplotlib, and are left out with a word when it is missing.
 """
 
@@ -70,7 +71,7 @@ def absent(line: Mapping) -> list[str]:
 def case_paper(line: Mapping) -> str:
     series = list(series_of(line).values())
     goal = f" (goal: {line['goal']})" if line["goal"] else ""
-    verdict = f"  {line['state']}: {line['figure']}{goal}"
+    verdict = f"  {line['state']}: {line['figure']}{goal}; load average before the run {_load(line)}"
     return "\n".join([*([table(series)] if series else []), *absent(line), verdict])
 
 
@@ -80,7 +81,8 @@ def goal_paper(results: Mapping[str, dict]) -> str:
 
 
 def summary(results: Mapping[str, dict]) -> str:
-    """The README's table in Markdown, a row a case: requests/s where handlers wait or compute, else CPU a request."""
+    """The README's table in Markdown, a row a case: requests/s where handlers wait or compute, else CPU a request. Who
+    is ahead of us is bold."""
     rows = [["case", "", OURS, *BESIDE, "the best other Python server"], ["---"] * 6]
     for case, line in results.items():
         series = series_of(line)
@@ -89,17 +91,30 @@ def summary(results: Mapping[str, dict]) -> str:
         quantity, unit, form = RATE if case in BY_RATE else COST
         others = sorted((one for name, one in series.items() if line["kinds"].get(name) == "python"),
                         key=operator.methodcaller("median", quantity), reverse=case in BY_RATE)
-        shown = [form.format(series[name].median(quantity)) if name in series else "" for name in (OURS, *BESIDE)]
-        shown.append(f"{form.format(others[0].median(quantity))} ({others[0].name})" if others else "")
+        ours = series[OURS].median(quantity)
+        shown = [form.format(ours)]
+        for one in (*map(series.get, BESIDE), others[0] if others else None):
+            figure = form.format(one.median(quantity)) if one else ""
+            if one and one.name not in BESIDE:
+                figure += f" ({one.name})"
+            ahead = one and (one.median(quantity) > ours) == (case in BY_RATE)
+            shown.append(f"**{figure}**" if ahead else figure)
         rows.append([line["title"], unit, *shown])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def latest(lines: Iterable[str]) -> dict[str, dict]:
-    results = {}
+    results: dict[str, dict] = {}
     for line in map(json.loads, lines):
-        results[line["case"]] = line
+        before = results.get(line["case"])
+        if not line["effort"]["quick"] and (before is None or _compared(line) >= _compared(before)):
+            results[line["case"]] = line
     return results
+
+
+def _compared(line: Mapping) -> int:
+    """How many took part, well or not."""
+    return len(line["rounds"].keys() | line.get("failures", {}).keys())
 
 
 def draw(results: Mapping[str, dict], folder: Path) -> list[Path]:
@@ -165,7 +180,12 @@ def _throughput_chart(panels: Sequence[tuple[Mapping, str]]):
 def _caption(line: Mapping) -> str:
     effort, machine = line["effort"], line["machine"]
     return (f"median of {effort['rounds']} x {effort['seconds']} s, whiskers: lowest and highest; "
-            f"{machine['cpu']}, CPython {line['versions']['python']}, {line['date'][:10]}")
+            f"{machine['cpu']}, load average before {_load(line)}, CPython {line['versions']['python']}, "
+            f"{line['date'][:10]}")
+
+
+def _load(line: Mapping) -> str:
+    return f"{line['machine']['load_average']:.1f}"
 
 
 def _bars(axes, series: Sequence[Series], failures: Iterable[str], quantity: str, form: str,

@@ -32,7 +32,7 @@ def driven(case: str) -> tuple[Callable[[int], None], Callable[[], None], Callab
     from fastserve.config import Config
 
     [shape] = [shape for shape in shapes.GATE if shape.name == case]
-    config = Config(workers=2, reactors=1, io_uring=False).resolved()
+    config = Config(workers=2, reactors=1, io_uring=False, metrics_path="/metrics").resolved()
     driver = _core.Driver(shape.handler, config, shape.request, still=True, **shape.drive)
     shape.check(driver.reply)
     shape.check(driver.last(), shape.drive.get("burst", 1))

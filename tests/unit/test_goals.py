@@ -1,10 +1,11 @@
 """The bench's table of goals: nothing is reached that was not compared, and nothing is hidden that was missed.
 
-Knows: bench/goals.py and the lines of bench/results/.
+Knows: bench/goals.py, the lines of bench/results/, which of them count, and how percentiles are read.
 Never sees: a server, a measurement.
 """
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ if not (BENCH / "goals.py").exists():
 
 sys.path.insert(0, str(BENCH))
 
-goals = importlib.import_module("goals")
+goals, measure, report = map(importlib.import_module, ("goals", "measure", "report"))
 
 AGAINST_EPOLL, AGAINST_FASTHTTP, AGAINST_PYTHON, LOWEST = range(4)     # the first rows of the table
 KINDS = {"C epoll": "limit", "Go fasthttp": "go", "fastserve": "ours", "wsgi": "python", "asgi": "python"}
@@ -69,3 +70,28 @@ def test_every_goal_has_its_row() -> None:
     rows = goals.standings({})
     assert len(rows) == len(goals.GOALS)
     assert {row.state for row in rows} == {goals.UNKNOWN}
+
+
+def test_the_last_result_counts_that_compares_most() -> None:
+    def line(number: int, *names: str, quick: bool = False, failures: tuple[str, ...] = ()) -> str:
+        return json.dumps({"case": "close", "number": number, "effort": {"quick": quick},
+                           "rounds": dict.fromkeys(names, []), "failures": dict.fromkeys(failures, "")})
+
+    def counts(*lines: str) -> int:
+        number: int = report.latest(lines)["close"]["number"]
+        return number
+
+    assert counts(line(1, "a", "b"), line(2, "a", "b")) == 2
+    assert counts(line(1, "a", "b"), line(2, "a")) == 1
+    assert counts(line(1, "a"), line(2, "a", "b")) == 2
+    assert counts(line(1, "a", "b"), line(2, "a", failures=("b",))) == 2
+    assert counts(line(1, "a"), line(2, "a", "b", quick=True)) == 1
+
+
+@pytest.mark.parametrize(("text", "milliseconds"), [
+    ("413.00us", 0.413), ("  2.05ms", 2.05), ("  1.20s ", 1200), ("  1.50m ", 90_000), ("  1.00h ", 3_600_000),
+])
+def test_percentiles_of_wrk(text: str, milliseconds: float) -> None:
+    """It fills units of one letter up with a space."""
+    said = f"  Latency Distribution\n     50%    1.00us\n     99% {text}\n  10 requests in 1.00s, 1.00KB read\n"
+    assert measure._percentile(said, 99) == pytest.approx(milliseconds)
