@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from case import FAIL, INVALID, PASS, SKIPPED, Bench, Case, Verdict
+from case import FAIL, PASS, SKIPPED, Bench, Case, Verdict
 from client import Client, gather, request
 from contenders import BODY, PIPELINED, check_hello
 from measure import CONNECTIONS, BenchError, Server, interleave, running

@@ -256,8 +256,9 @@ TABLES = (
     Table("sleep", f"every handler sleeps 10 ms; {OUR_THREADS} workers, rivals {RIVALS_THREADS} threads",
           request("/sleep"), says(BODY), threads=True, in_quick=(POOLED,)),
     Table("cpu", "every handler computes for some 200 us in Python", request("/cpu"), says(BODY)),
-    Table("slow-clients", f"hello while {DRIPPERS} clients send one byte of a head a second; {OUR_THREADS} workers, rivals {RIVALS_THREADS} "
-          "threads",
+    Table("slow-clients",
+          f"hello while {DRIPPERS} clients send one byte of a head a second; {OUR_THREADS} workers, rivals "
+          f"{RIVALS_THREADS} threads",
           HELLO, says(BODY), limits=True, threads=True, meanwhile=lambda server: dripping(server.port, DRIPPERS)),
     Table("blog-keep-alive", "pool, thread per request, process per request: hello, keep-alive", HELLO, says(BODY),
           only=BLOG, in_quick=(THREAD_PER_REQUEST,)),

@@ -24,7 +24,7 @@ from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_mak
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE,
-    OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WHOLE, Conn, Input, Output, input_compact,
+    OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Output, input_compact,
     input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_take, slots_make,
     slots_unmake,
 )
@@ -42,8 +42,8 @@ from fastserve.engine.lease cimport (
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
-    AGAIN, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end, net_no_delay,
-    net_recv, net_send, net_send_two, net_spare, net_wait, sockaddr_in6,
+    AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end,
+    net_no_delay, net_recv, net_send, net_send_two, net_spare, net_wait, sockaddr_in6,
 )
 from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
 from fastserve.engine.poll cimport (
@@ -55,11 +55,11 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG, LISTENER_TAG,
-    LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE,
-    NOTE_REFUSED, NOTE_STACKS, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
-    give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note,
-    pthread_t, time_by, time_idle, undirty, wake_keeper,
+    BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LAST_PROBE, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG,
+    LISTENER_TAG, LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_DEAD, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP,
+    NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm,
+    earlier, give_buffers, give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser,
+    make_dirty, memory_lent, note, pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -77,6 +77,7 @@ cdef extern from "<signal.h>" nogil:
 cdef enum:                          # how much at a time
     EVENTS = 256                    # connections of one turn
     ACCEPTS = 64                    # connections of one listener in one turn
+    DRAIN_ACCEPTS = 1024            # times as many when it is closed: more than a backlog of 65,535
     BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
     BLOCKS_KEPT = 1024              # and kept after a burst
     EVERYBODY = 0x7fffffff          # of a futex
@@ -88,7 +89,7 @@ cdef enum:                          # how much at a time
     ALL_OF_IT = 0x7fffffffffffffff
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
-    PROBE_SLOTS = 16                # connections beyond all limits that may still ask how the server is
+    PROBE_SLOTS = 16                # connections beyond all limits that may still ask how the server is; as in config
     FULL_TURNS = 64                 # in a row without a look at the deadlines
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
@@ -187,7 +188,8 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     if load_u32(&h.n_dropped) and (n == 0 and r.unsent.size == 0 or r.now >= r.drop_at):
         wake_keeper(h)
         r.drop_at = r.now + DROP_PATIENCE
-    scribe_date(&r.scribe, wall_seconds())
+    if r.now >= r.date_at:
+        date(r)
     # A MiB more for each 4 ms since the turn before: it may have waited for the GIL.
     r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before, TURN_LONG) >> 2)
     send_waiting(r)
@@ -221,6 +223,13 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     flush(r)
 
 
+cdef void date(Reactor* r) noexcept nogil:
+    """Once a second, when the wall clock's begins: a turn does not read a second clock."""
+    cdef int64_t now = wall_ns()
+    scribe_date(&r.scribe, now // SECOND)
+    r.date_at = r.now + SECOND - now % SECOND
+
+
 cdef int64_t patience(Reactor* r) noexcept nogil:
     """How long the reactor may sleep: until the first of its deadlines; negative: for ever."""
     cdef int64_t at = NEVER
@@ -251,7 +260,8 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # admit: new connections.
 
-cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
+cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
+    """True: there may be more."""
     cdef House* h = r.house
     cdef sockaddr_in6 peer
     cdef uint64_t key
@@ -260,12 +270,17 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
     for _ in range(ACCEPTS):
         fd = net_accept(r.listeners[i].fd, &peer)
         if fd == AGAIN:
-            return
+            return False
         if fd == GONE:
             continue
         if fd == SHORT:
             accept_backs_off(r, i)
-            return
+            return False
+        if fd == DEAD:
+            # Somebody has shut it down. It stays ours to close, but would wake us up for ever.
+            poll_remove(r.epoll, r.listeners[i].fd)
+            note(h, NOTE_DEAD, 0)
+            return False
         r.accept_pause = 0
         count_u64(&r.stats.accepted, 1)
         if add_u32(&h.connections, 1) > h.limits.concurrency:
@@ -274,7 +289,7 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
             reject(r, fd, &peer, 503)
             if h.limits.reuse_port and not r.draining:
                 pause_accepts(r, ACCEPT_PAUSE_MIN)
-                return
+                return False
             continue
         key = 0 if h.peers.table is NULL or r.listeners[i].local else peer_key(&peer)
         if key and peers_enter(&h.peers, key) > h.limits.conns_per_ip:
@@ -304,17 +319,18 @@ cdef void admit(Reactor* r, uint32_t i) noexcept nogil:
         else:
             # Left to the worker that the watcher may find behind this turn.
             arm(r, c, EPOLLIN)
+    return True
 
 
 cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept nogil:
     """A connection beyond a limit, counted among the others so far: it is told so, while few enough are being told;
-    where a probe may come, some more are heard first."""
+    where a probe may come, some more are heard first. Of these there are twice as many for the rest of this turn."""
     cdef House* h = r.house
     cdef uint32_t n = add_u32(&h.rejected, 1)
     cdef Conn* c = NULL
     cdef bint heard = h.limits.probes and not r.draining
     sub_u32(&h.connections, 1)
-    if n <= h.limits.reject_slots + (PROBE_SLOTS if heard else 0):
+    if n <= h.limits.reject_slots + (2 * PROBE_SLOTS if heard else 0):
         c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
     if c is NULL:
         sub_u32(&h.rejected, 1)
@@ -325,7 +341,7 @@ cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept no
     c.rejected = True
     if heard:
         c.refused = <uint16_t>(status if n <= h.limits.reject_slots else 0)
-        time_by(r, c, BY_PROBE, r.now + PROBE_PATIENCE)
+        time_by(r, c, BY_PROBE if c.refused else BY_LAST_PROBE, r.now + PROBE_PATIENCE)
         serve(r, c)
     else:
         refuse(r, c, status)
@@ -339,6 +355,17 @@ cdef void turn_away(Reactor* r, Conn* c) noexcept nogil:
         drop(r, c)
     else:
         refuse(r, c, c.refused)
+
+
+cdef void make_way(Reactor* r) noexcept nogil:
+    """Of those that nothing but a probe could save the oldest go, who have said nothing yet, before the newest find no
+    room: whoever holds such a place in silence does not hold it for long."""
+    cdef Conn* c
+    while load_u32(&r.house.rejected) > r.house.limits.reject_slots + PROBE_SLOTS:
+        c = <Conn*>deadlines_expired(&r.due[BY_LAST_PROBE], NEVER - 1)
+        if c is NULL:
+            return
+        turn_away(r, c)
 
 
 cdef void accept_backs_off(Reactor* r, uint32_t i) noexcept nogil:
@@ -357,7 +384,7 @@ cdef void accept_backs_off(Reactor* r, uint32_t i) noexcept nogil:
         fd = net_accept(r.listeners[i].fd, &peer)
         if fd >= 0:
             count_u64(&r.stats.accepted, 1)
-            count_u64(&r.stats.refused, 1)
+            count_u64(&r.stats.refused_short, 1)
             # What it has asked is read, because a close would reset the connection and take the reply with it.
             net_recv(fd, waste, sizeof(waste))
             if net_send(fd, text, size) == <ssize_t>size:
@@ -730,18 +757,22 @@ cdef Conn* next_call(Reactor* r) noexcept nogil:
     return c
 
 
-cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, int64_t began) noexcept nogil:
-    """A call does, which began then. Replies to earlier requests must not wait for it. The worker looks at its claim
-    when the holder has let go of the connection; a call that stays on lease is over before its time is looked at."""
+cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, uint8_t claim, int64_t began) noexcept nogil:
+    """A call does, which began then, unless it WAITS. Replies to earlier requests must not wait for it. The worker
+    looks at its claim when the holder has let go of the connection; a call that stays on lease is over before its time
+    is looked at."""
     c.owes = c.output.end > c.output.start and push_out(c, ALL_OF_IT) != DONE
     if r.house.limits.timed and not c.owes:
         r.flushed_at = now_ns()
         account_sent(r, c)
     c.last_status = 0
     c.replied = 0
-    store_u8(&c.claim, UNCLAIMED)
+    store_u8(&c.claim, claim)
+    store_i64(&c.called, began)
     c.worker = worker
-    if r.house.limits.handler_timeout:
+    if claim == WAITS:
+        time_waiting(r, c)
+    elif r.house.limits.handler_timeout:
         time_by(r, c, BY_CALL, began + r.house.limits.handler_timeout)
 
 
@@ -1031,14 +1062,15 @@ cdef void take_home(Reactor* r) noexcept nogil:
         rest = c.next_ready
         count_u64(&r.stats.bytes_received, c.drawn)
         c.drawn = 0
-        if r.house.limits.timed:
+        if r.house.limits.timed and not (c.claim == EXPIRED and c.refused != 504):
             note_times(r, c)
         if c.claim == EXPIRED:
-            # The client has had its 504 and the end of what we say.
+            # The client has had its 503 or 504 and the end of what we say.
             c.stalled = False
             if r.house.limits.logs:
                 c.committed = 0
-                log_reply(r, c, 504, 0 if is_method(c, b"HEAD", 4) else status_of(504).phrase_size + 1, True)
+                log_reply(r, c, c.refused, 0 if is_method(c, b"HEAD", 4) else status_of(c.refused).phrase_size + 1,
+                          c.refused == 504)
                 log_sent(r, c, c.owes)
             linger(r, c)
             continue
@@ -1050,6 +1082,8 @@ cdef void take_home(Reactor* r) noexcept nogil:
             count_refusal(r, c.fault)
         if r.house.limits.logs and c.last_status:
             log_reply(r, c, c.last_status, c.replied, True)
+        if c.slow_reader:
+            count_u64(&r.stats.timed_out_write, 1)
         if c.aborted:
             count_u64(&r.stats.aborted, 1)
             abort(r, c)
@@ -1101,8 +1135,9 @@ cdef void expire(Reactor* r, int64_t due) noexcept nogil:
             time_is_up(r, c, kind)
     while r.ready.size and r.ready.first.began + lim.queue_timeout <= due:
         c = queue_pop(&r.ready)
-        count_u64(&r.stats.shed_old, 1)
+        waited_in_vain(r)
         shed(r, c)
+    make_way(r)
     if not r.may_call:
         shed_surplus(r)
     if r.accept_again <= r.now:
@@ -1128,23 +1163,56 @@ cdef void time_is_up(Reactor* r, Conn* c, uint32_t kind) noexcept nogil:
     elif kind == BY_LINGER:
         last_look(r, c)
     elif kind == BY_CALL:
-        end_call(r, c)
-    elif kind == BY_PROBE:
+        look_at_call(r, c)
+    else:
+        # BY_PROBE, BY_LAST_PROBE
         turn_away(r, c)
 
 
-cdef void end_call(Reactor* r, Conn* c) noexcept nogil:
-    """A handler's time is up. Whoever gets the claim answers; everything else stays lent until it returns."""
+cdef void waited_in_vain(Reactor* r) noexcept nogil:
+    count_u64(&r.stats.shed_old, 1)
+    note(r.house, NOTE_WAITED, r.house.limits.queue_timeout // 1_000_000)
+
+
+cdef void look_at_call(Reactor* r, Conn* c) noexcept nogil:
+    """Of a call off lease: its worker has waited for the GIL, or its handler has run, for too long. Whoever gets the
+    claim answers; everything else stays lent until the worker comes home."""
+    cdef Limits* lim = &r.house.limits
+    cdef int64_t at
+    if r.now >= c.began + lim.queue_timeout and cas_u8(&c.claim, WAITS, EXPIRED):
+        waited_in_vain(r)
+        end_call(r, c, c.refused if c.step == REFUSED else 503)
+    elif load_u8(&c.claim) == WAITS:
+        time_waiting(r, c)
+    elif lim.handler_timeout:
+        # The worker stored `called` before it took WAITS back.
+        at = load_i64(&c.called) + lim.handler_timeout
+        if at > r.now:
+            time_by(r, c, BY_CALL, at)
+        elif cas_u8(&c.claim, UNCLAIMED, EXPIRED):
+            count_u64(&r.stats.timed_out_handler, 1)
+            note(r.house, NOTE_HANDLER, r.house.crew.mates[c.worker].tid)
+            end_call(r, c, 504)
+        elif load_u8(&c.claim) == SPEAKING:
+            time_by(r, c, BY_CALL, r.now + CLAIM_AGAIN)
+
+
+cdef void time_waiting(Reactor* r, Conn* c) noexcept nogil:
+    """A call whose handler has not begun by now is looked at again when it may have run for too long, or has waited
+    for too long."""
+    cdef Limits* lim = &r.house.limits
+    cdef int64_t at = c.began + lim.queue_timeout
+    time_by(r, c, BY_CALL, earlier(at, r.now + lim.handler_timeout) if lim.handler_timeout else at)
+
+
+cdef void end_call(Reactor* r, Conn* c, int status) noexcept nogil:
+    """Answered by the holder, who has the claim."""
     cdef char text[2 * REPLY_HEAD_ROOM]
     cdef size_t size
-    if not cas_u8(&c.claim, UNCLAIMED, EXPIRED):
-        if load_u8(&c.claim) == SPEAKING:
-            time_by(r, c, BY_CALL, r.now + CLAIM_AGAIN)
-        return
-    count_u64(&r.stats.timed_out_handler, 1)
-    count_u64(&r.stats.statuses[5], 1)
-    note(r.house, NOTE_HANDLER, r.house.crew.mates[c.worker].tid)
-    size = reply_error(text, 504, 0, &r.scribe, r.house.leave, True, False, not is_method(c, b"HEAD", 4), NULL)
+    c.refused = <uint16_t>status
+    count_u64(&r.stats.statuses[status // 100], 1)
+    size = reply_error(text, status, RETRY_AFTER if status == 503 else 0, &r.scribe, r.house.leave, True, False,
+                       not is_method(c, b"HEAD", 4), NULL)
     if c.owes or net_send(c.fd, text, size) != <ssize_t>size:
         net_cut(c.fd)
     else:
@@ -1248,9 +1316,12 @@ cdef void drain(Reactor* r) noexcept nogil:
     when they could not know is served."""
     cdef Conn* c
     cdef uint32_t i
+    cdef int _
     r.draining = True
     for i in range(r.n_listeners):
-        admit(r, i)
+        for _ in range(DRAIN_ACCEPTS):
+            if not admit(r, i):
+                break
         net_close(r.epoll, r.listeners[i].fd)
     r.n_listeners = 0
     r.accept_again = NEVER
@@ -1417,7 +1488,7 @@ cdef bint seize(Reactor* r, Look* look, int verdict) noexcept nogil:
     else:
         count_u64(&r.stats.handoffs_computing, 1)
     if state == CALL:
-        goes_off_lease(r, r.calling, was, look.since)
+        goes_off_lease(r, r.calling, was, UNCLAIMED, look.since)
         store_u64_release(&h.crew.mates[was].let_go, look.word)
     if lease_pass(&r.lease, &h.crew):
         return False
@@ -1489,7 +1560,7 @@ cdef bint take_along(Desk* d) noexcept nogil:
         queue_push_front(&r.ready, c)
         grow(d.house)
         return False
-    goes_off_lease(r, c, d.mate.index, r.now)
+    goes_off_lease(r, c, d.mate.index, WAITS, r.now)
     add_u32(&r.taken_along, 1)
     d.conn = c
     # News for the watcher: while it is up, connections come home quietly.
@@ -1508,7 +1579,7 @@ cdef void finish_alone(Desk* d) noexcept nogil:
         c.committed = d.over
         c.handled = d.over - d.began
         c.written = -1
-    if d.house.limits.handler_timeout and not d.streamed and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
+    if not d.streamed and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
         if not d.resumes:
             give_handed(d.house, &d.handed)
         send_home(d.home_reactor, c, False)

@@ -709,6 +709,19 @@ cdef class RequestCtx:
                 must_be_own(self)
             buffer_put(&self.trailer_fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
 
+    cdef void say_when_again(self) noexcept:
+        """A 503 that the error handler has worded says so as the server's own does, unless it says otherwise."""
+        cdef bytes lines
+        if self.reply.status != 503 or self.desk.streamed:
+            return
+        lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size).lower()
+        if b"\nretry-after:" not in b"\n" + lines:
+            try:
+                self.append("retry-after", "Retry-After", str(RETRY_AFTER))
+            except (ValueError, ContextExpired):
+                # There is no room left, or nobody to tell.
+                pass
+
     cdef int announce_trailers(self) except -1:
         if self.trailer_fields.size:
             lines = PyBytes_FromStringAndSize(self.trailer_fields.data, self.trailer_fields.size).splitlines()

@@ -141,6 +141,7 @@ cdef size_t metrics_text(Reactor* r, char* to) noexcept nogil:
     p = put_family(p, name, b"counter", b"Connections beyond a limit.")
     p = put_sample(p, name, b"limit", b"concurrency", s.refused)
     p = put_sample(p, name, b"limit", b"max_conns_per_ip", s.refused_ip)
+    p = put_sample(p, name, b"limit", b"descriptors", s.refused_short)
     p = put_one(p, b"fastserve_connections_unheard_total", b"counter",
                 b"Of those: closed without a reply.", s.unheard)
     p = put_one(p, b"fastserve_connections_cut_total", b"counter",

@@ -17,7 +17,7 @@ cdef void go_alone(Desk* d) noexcept nogil:
         return
     d.alone = True
     if lease_take_back(&r.lease, d.word):
-        goes_off_lease(r, c, d.mate.index, now_ns())
+        goes_off_lease(r, c, d.mate.index, UNCLAIMED, now_ns())
         if not lease_pass(&r.lease, &d.house.crew):
             grow(d.house)
             lease_give_up(&r.lease)
@@ -37,21 +37,25 @@ cdef void wait_let_go(Desk* d) noexcept nogil:
 cdef int send_all(House* h, Conn* c) noexcept nogil:
     """Sends what is in the output, however long the client takes within its deadlines: DONE or GONE."""
     cdef Limits* lim = &h.limits
-    cdef int64_t before = c.sent, mark = c.sent, began = 0, moved = 0, now
+    cdef int64_t before = c.sent, mark = -1, began = 0, moved = 0, now
+    cdef bint ready
     cdef int verdict = push_out(c, ALL_OF_IT)
     while verdict == AGAIN:
         now = now_ns()
-        if began == 0:
-            began = moved = now
-        elif c.sent != mark:
+        began = began or now
+        if c.sent != mark:
+            # What the socket took at once is no progress of the reader's, and neither is room too small to be told.
             mark = c.sent
             moved = now
-        if now - moved >= lim.write_timeout or (
+        ready = net_wait(c.fd, POLLOUT, earlier(moved + lim.write_timeout - now, RATE_LOOK))
+        now = now_ns()
+        if not ready and now - moved >= lim.write_timeout or (
                 now - began >= <int64_t>RATE_LOOK
                 and c.sent - before < lim.min_write_rate * ((now - began) // SECOND)):
+            c.slow_reader = True
             return GONE
-        net_wait(c.fd, POLLOUT, earlier(moved + lim.write_timeout - now, RATE_LOOK))
-        verdict = push_out(c, ALL_OF_IT)
+        if ready:
+            verdict = push_out(c, ALL_OF_IT)
     if verdict == DONE:
         c.output.start = c.output.end = 0
     return verdict

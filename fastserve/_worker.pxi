@@ -150,8 +150,9 @@ cdef class Worker:
         d.conn.gil = began - d.asked_at
         sub_u32(&d.reactor.taken_along, 1)
         d.alone = True
-        if load_u8(&d.conn.claim) == EXPIRED:
-            # The GIL has come too late.
+        store_i64(&d.conn.called, began)
+        if not cas_u8(&d.conn.claim, WAITS, UNCLAIMED):
+            # The GIL has come too late: the client was told.
             d.streamed = d.resumes = False
             d.handed.kind = NO_LARGE
             self.leave(NOT_JUDGED, began)
@@ -193,6 +194,7 @@ cdef class Worker:
             if self.invoke(self.error_handler, BadRequest("", c.refused)):
                 self.failed(BadRequest("", c.refused))
             self.ctx.reply.status = c.refused
+            self.ctx.say_when_again()
             self.ctx.end()
             return
         if self.on_headers is not None and c.step != TOLD and not self.goes_on(c):
@@ -562,9 +564,9 @@ cdef class Core:
         cdef uint32_t i, k
         self.check()
         total = dict.fromkeys((
-            "connections", "queued", "accepted", "refused_connections", "requests", "shed_queue_full",
-            "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write", "timed_out_handler",
-            "aborted", "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes", "rejected",
+            "connections", "queued", "accepted", "refused_connections", "refused_descriptors", "requests",
+            "shed_queue_full", "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write",
+            "timed_out_handler", "aborted", "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes", "rejected",
             "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
@@ -574,6 +576,7 @@ cdef class Core:
             total["queued"] += load_u32(&r.ready.size)
             total["accepted"] += load_u64(&s.accepted)
             total["refused_connections"] += load_u64(&s.refused)
+            total["refused_descriptors"] += load_u64(&s.refused_short)
             total["requests"] += load_u64(&s.requests)
             total["shed_queue_full"] += load_u64(&s.shed_full)
             total["shed_queue_timeout"] += load_u64(&s.shed_old)
@@ -611,8 +614,11 @@ cdef class Core:
         return total
 
 
-cdef int64_t ns(double seconds):
-    return <int64_t>(seconds * 1e9)
+cdef int64_t ns(double seconds) except -1:
+    """Of more than thirty years not all, so that a moment may be added. ValueError: not a number."""
+    if seconds != seconds:
+        raise ValueError("nan is no time")
+    return <int64_t>(min(max(seconds, 0.0), 1e9) * 1e9)
 
 
 cdef uint32_t copy_text(char* to, str text):
@@ -671,7 +677,7 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     r.spare = net_spare()
     r.now = now_ns()
     scribe_make(&r.scribe, name, <uint32_t>len(name))
-    if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + PROBE_SLOTS)
+    if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + 2 * PROBE_SLOTS)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
             and bodies_make(&r.bodies)
@@ -760,6 +766,8 @@ cdef int tell(House* h) except -1:
     h.n_notes = 0
     unlock_word(&h.lock)
     for i in range(n):
+        if notes[i].left_out:
+            log.warning("%d more messages like the next one were left out", notes[i].left_out)
         if notes[i].kind == NOTE_CONCURRENCY:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_PER_IP:
@@ -773,6 +781,11 @@ cdef int tell(House* h) except -1:
                       stack_of(notes[i].value, now_ns() - notes[i].at))
         elif notes[i].kind == NOTE_QUEUE:
             log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_WAITED:
+            log.warning("requests are refused with 503: they waited for a worker for queue_timeout=%g s",
+                        notes[i].value / 1000.0)
+        elif notes[i].kind == NOTE_DEAD:
+            log.error("a listener accepts no more: somebody has shut it down")
         elif notes[i].kind == NOTE_STACKS:
             log.warning("what each thread is at:\n%s", stacks())
         elif notes[i].kind == NOTE_REFUSED:

@@ -104,8 +104,7 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
         raise _CannotStart(error) from None
     handler = _load(target)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logger = logging.getLogger("fastserve")
-    logger.setLevel(level.upper())
+    logging.getLogger("fastserve").setLevel(level.upper())
     try:
         settled = config.resolved()  # only now: importing the handler may have switched the GIL on
     except ValueError as error:
@@ -119,10 +118,7 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
         server = Server(handler, **{field.name: getattr(settled, field.name) for field in fields(settled)})
     except TypeError as error:  # a coroutine function
         raise _CannotStart(error) from None
-    if server.serve(*binds, ready=announce):
-        return 0
-    logger.warning("requests that still ran after %g s were cut off", settled.shutdown_timeout)
-    return CUT_OFF
+    return 0 if server.serve(*binds, ready=announce) else CUT_OFF
 
 
 def _start_lines(addresses: Sequence[str], config: Config) -> str:

@@ -19,7 +19,7 @@ __all__ = ["SPECS", "Config", "Spec", "env_values", "markdown_table", "option", 
 
 Kind = Literal["count", "duration", "size", "flag", "text", "hook"]
 
-DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for listeners, epoll sets and the program itself
+DESCRIPTORS_KEPT = 96  # of RLIMIT_NOFILE, for listeners, epoll sets, 32 that may be probes, and the program itself
 CONCURRENCY_MAX = 65_536
 REJECT_SLOTS_MAX = 1024
 METHODS_MAX = 200  # as in engine/limits.pxd
@@ -238,13 +238,13 @@ class Config:
         "count", None, "connections", "overload", 1, 1_048_576,
         meaning="open connections of the whole server",
         client="503 with Retry-After and close",
-        none="65536, or RLIMIT_NOFILE - 64 if that is less",
+        none="65536, or what RLIMIT_NOFILE leaves after `reject_slots` and 96 more if that is less",
     )
     reject_slots: int | None = _setting(
         "count", None, "connections", "overload", 0, 65536,
         meaning="connections that are told at the same time that a limit of connections is reached",
         client="503 or 429 and close; beyond them close without a reply",
-        none="a quarter of `concurrency`, 1 to 1024",
+        none="a quarter of `concurrency`, 1 to 1024, or what RLIMIT_NOFILE leaves if that is less",
     )
     max_conns_per_ip: int = _setting(
         "count", 0, "connections", "overload", 0, 1_048_576,
@@ -420,14 +420,15 @@ class Config:
         """
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         descriptors = sys.maxsize if soft == resource.RLIM_INFINITY else soft
-        concurrency = self.concurrency
+        concurrency, reject_slots = self.concurrency, self.reject_slots
         if concurrency is None:
-            concurrency = max(1, min(CONCURRENCY_MAX, descriptors - DESCRIPTORS_KEPT))
+            left = descriptors - DESCRIPTORS_KEPT
+            rejected = min(left // 5, REJECT_SLOTS_MAX) if reject_slots is None else reject_slots
+            concurrency = max(1, min(CONCURRENCY_MAX, left - rejected))
         elif concurrency >= descriptors:
             raise ValueError(f"concurrency must be below RLIMIT_NOFILE = {descriptors}, not {concurrency}")
-        reject_slots = self.reject_slots
         if reject_slots is None:
-            reject_slots = max(1, min(concurrency // 4, REJECT_SLOTS_MAX))
+            reject_slots = max(1, min(concurrency // 4, REJECT_SLOTS_MAX, descriptors - DESCRIPTORS_KEPT - concurrency))
         reactors = self.reactors
         if reactors is None:
             reactors = 1 if gil_enabled() else min(len(os.sched_getaffinity(0)), self.workers - 1)

@@ -170,6 +170,8 @@ class Server:
         clean = core.wait()
         with self._lock:
             if self._clean is None:
+                if not clean and leave_at is None:
+                    _log.warning("connections cut off in the middle of a request: %d", core.stats()["cut"])
                 core.close()
                 self._clean = clean
                 self._remove_socket_files()

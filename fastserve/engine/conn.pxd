@@ -36,11 +36,12 @@ cdef enum:                  # which part of a request the next call is for
     TOLD = 3                # the whole, and the hook has seen its head
     REFUSED = 4             # what the parser refused: the error handler may word the reply
 
-cdef enum:                  # Conn.claim, with a handler_timeout; otherwise it stays UNCLAIMED
+cdef enum:                  # Conn.claim, of a call off lease
     UNCLAIMED = 0           # nobody has answered yet
     SPEAKING = 1            # its worker sends something interim
     ANSWERED = 2            # its worker answers
-    EXPIRED = 3             # the holder has answered 504; the handler's ctx is no use any more
+    EXPIRED = 3             # the holder has answered 503 or 504; the handler's ctx is no use any more
+    WAITS = 4               # its worker waits for the GIL, and the handler has not begun
 
 cdef enum:                  # why bytes of `Large` are still held
     NO_LARGE = 0
@@ -122,8 +123,10 @@ cdef struct Conn:
     uint8_t slow            # its last handler ran off lease and was seen to block
     uint8_t resumes         # it comes home without a reply, for its body to be received
     uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
+    uint8_t slow_reader     # its worker gave it up, because the client read too slowly
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
+    int64_t called          # atomic: when the handler of a call off lease began
     int64_t waited          # for its worker
     int64_t gil             # its worker waited for the GIL; -1: that and `waited` are counted
     int64_t handled         # how long its handler took

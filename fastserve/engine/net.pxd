@@ -5,7 +5,9 @@ Invariant: AGAIN means nothing happened and the descriptor will be reported read
 direction is finished for good, by the peer's end or by an error; EINTR never shows.
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EMFILE, ENFILE, errno
+from libc.errno cimport (
+    EAGAIN, EBADF, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EOPNOTSUPP, errno,
+)
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
@@ -72,11 +74,12 @@ cdef enum:
     AGAIN = -1
     GONE = -2
     SHORT = -3              # accept only: descriptors or kernel memory ran out
+    DEAD = -4               # accept only: the listener is none any more
 
 
 cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
     """A connected descriptor, non-blocking and close-on-exec, or AGAIN, GONE (this connection died
-    in the queue: try the next), SHORT. `peer` has room for both IP families."""
+    in the queue: try the next), SHORT, DEAD. `peer` has room for both IP families."""
     cdef socklen_t size = sizeof(sockaddr_in6)
     cdef int fd = accept4(listener, <sockaddr*>peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if fd >= 0:
@@ -85,6 +88,8 @@ cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
         return AGAIN
     if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
         return SHORT
+    if errno == EINVAL or errno == EBADF or errno == ENOTSOCK or errno == EOPNOTSUPP:
+        return DEAD
     return GONE
 
 
@@ -192,12 +197,12 @@ cdef inline void net_break(int fd) noexcept nogil:
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
 
 
-cdef inline void net_wait(int fd, short events, int64_t ns) noexcept nogil:
-    """By a thread that owns the connection and nothing else: until it is ready, or for so long, or less."""
+cdef inline bint net_wait(int fd, short events, int64_t ns) noexcept nogil:
+    """By a thread that owns the connection and nothing else: until it is ready (True), or for so long, or less."""
     cdef pollfd p
     p.fd = fd
     p.events = events
-    c_poll(&p, 1, <int>(ns // 1_000_000 + 1) if ns > 0 else 0)
+    return c_poll(&p, 1, <int>(ns // 1_000_000 + 1) if ns > 0 else 0) > 0
 
 
 cdef inline void net_close(int epoll, int fd) noexcept nogil:

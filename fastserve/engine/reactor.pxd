@@ -43,6 +43,7 @@ cdef enum:                      # tags of the epoll set that are no connection's
 cdef enum:
     LISTENERS = 16              # of one reactor
     NOTES = 64                  # messages that wait for the keeper
+    HANDLERS_NOTED = 10         # reports of late handlers, each with its stack, in a minute
     MINUTE = 60_000_000_000
 
 cdef enum:                      # Conn.timed_by
@@ -53,7 +54,8 @@ cdef enum:                      # Conn.timed_by
     BY_LINGER = 5
     BY_CALL = 6
     BY_PROBE = 7                # a rejected connection that may be one
-    BY_KINDS = 8
+    BY_LAST_PROBE = 8           # the same where nothing but a probe is answered
+    BY_KINDS = 9
 
 cdef enum:                      # what the core has to say; the keeper puts it into words
     NOTE_CONCURRENCY = 0
@@ -62,16 +64,19 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_PER_IP = 3
     NOTE_MEMORY = 4
     NOTE_LOG = 5
-    NOTE_REFUSED = 6            # each of them, when asked for
-    NOTE_STACKS = 7             # each time that a signal asks
-    NOTE_HANDLER = 8            # each handler whose time is up: `value` is its thread
-    NOTE_KINDS = 9
+    NOTE_WAITED = 6
+    NOTE_DEAD = 7
+    NOTE_HANDLER = 8            # a handler whose time is up: `value` is its thread
+    NOTE_REFUSED = 9            # each of them, when asked for
+    NOTE_STACKS = 10            # each time that a signal asks
+    NOTE_KINDS = 11
 
 
 cdef struct Stats:
     # Counters from end to end; the holder writes them, anybody may read.
     uint64_t accepted
     uint64_t refused            # connections beyond `concurrency`
+    uint64_t refused_short      # for which there was no descriptor
     uint64_t refused_ip         # beyond `max_conns_per_ip`
     uint64_t unheard            # of both: closed without a reply
     uint64_t requests           # answered by a handler
@@ -107,8 +112,16 @@ cdef struct Listener:
 
 cdef struct Note:
     uint32_t kind
+    uint32_t left_out           # of its kind, before it
     int64_t value
     int64_t at
+
+
+cdef struct Noted:
+    # Of one kind of notes.
+    int64_t since               # when the minute began in which `times` were made
+    uint32_t times
+    uint32_t left_out           # since the last one
 
 
 cdef struct Reactor:
@@ -130,6 +143,7 @@ cdef struct Reactor:
     bint draining
     bint drained
     Scribe scribe
+    int64_t date_at             # when its date is to be written anew
     Slots slots
     Pool inputs
     Pool outputs
@@ -198,9 +212,8 @@ cdef struct House:
     uint32_t n_dropped          # read without the lock, as a hint
     uint32_t dropped_room
     uint32_t n_notes
-    uint64_t notes_lost
     Note notes[NOTES]
-    int64_t noted[NOTE_KINDS]   # when each kind was last said
+    Noted noted[NOTE_KINDS]
 
 
 cdef inline uint64_t memory_lent(House* h) noexcept nogil:
@@ -341,19 +354,24 @@ cdef inline void wake_keeper(House* h) noexcept nogil:
 
 
 cdef inline void note(House* h, uint32_t kind, int64_t value) noexcept nogil:
-    """Something for the log, of a limit at most once a minute; never blocks for long, may be lost."""
+    """Something for the log, of a limit at most once a minute, of late handlers a few times; never blocks for long.
+    What is left out is counted, and told with the next of its kind."""
     cdef int64_t now = now_ns()
+    cdef uint32_t most = 1 if kind < NOTE_HANDLER else HANDLERS_NOTED if kind == NOTE_HANDLER else NOTES
+    cdef Noted* noted = &h.noted[kind]
+    cdef Note* n
     lock_word(&h.lock)
-    if kind < NOTE_REFUSED and h.noted[kind] and now - h.noted[kind] < <int64_t>MINUTE:
+    if noted.since == 0 or now - noted.since >= <int64_t>MINUTE or kind > NOTE_HANDLER:
+        noted.since = now
+        noted.times = 0
+    if noted.times >= most or h.n_notes == NOTES:
+        noted.left_out += 1
         unlock_word(&h.lock)
         return
-    h.noted[kind] = now
-    if h.n_notes == NOTES:
-        h.notes_lost += 1
-    else:
-        h.notes[h.n_notes].kind = kind
-        h.notes[h.n_notes].value = value
-        h.notes[h.n_notes].at = now
-        h.n_notes += 1
+    n = &h.notes[h.n_notes]
+    h.n_notes += 1
+    noted.times += 1
+    n.kind, n.value, n.at, n.left_out = kind, value, now, noted.left_out
+    noted.left_out = 0
     unlock_word(&h.lock)
     wake_keeper(h)

@@ -4,7 +4,9 @@ Knows: servers in a process of their own, whose descriptors run out. Never sees:
 Invariant: nobody who connects is left without a word.
 """
 
+import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -13,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import test_leaving as leaving
-from conftest import Serve, request, wait_for
+from conftest import Serve, Wire, request, wait_for, wait_until
 from test_leaving import GET, Run, connect, get, reply
 
 from fastserve import RequestCtx
@@ -33,7 +36,9 @@ def handler(ctx):
         top = max(int(name) for name in os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (top + 3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     ctx.write(ctx.path)
-Server(handler, workers=2, reactors=1, concurrency=200).serve("127.0.0.1:0", ready=ready)
+server = Server(handler, workers=2, reactors=1, concurrency=200)
+server.serve("127.0.0.1:0", ready=ready)
+say(server.stats()["refused_connections"], server.stats()["refused_descriptors"])
 """)
     [address] = process.addresses()
     with ExitStack() as clients:
@@ -60,6 +65,7 @@ Server(handler, workers=2, reactors=1, concurrency=200).serve("127.0.0.1:0", rea
             client.close()
         assert get(address).startswith(b"HTTP/1.1 200 ")
     process.popen.terminate()
+    assert process.line() == f"0 {told}"
     assert process.status() == 0
     process.readers[1].join()
     assert "descriptors or kernel memory ran out" in process.errors
@@ -91,6 +97,54 @@ Server(hello, workers=2, reactors=1, header_timeout=1.5).serve("127.0.0.1:0", re
             os.kill(process.popen.pid, signal.SIGCONT)
         got = [reply(wire)[:13] for wire in wires]
     assert got == [b"HTTP/1.1 200 "] * 700
+
+
+def test_all_that_wait_at_the_listener_are_accepted_before_it_is_closed(script: Run) -> None:
+    process = script("""
+Server(hello, workers=2, reactors=1).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with ExitStack() as clients:
+        os.kill(process.popen.pid, signal.SIGSTOP)
+        try:
+            wires = [clients.enter_context(connect(address)) for _ in range(500)]
+            for wire in wires:
+                wire.sendall(GET)
+            os.kill(process.popen.pid, signal.SIGTERM)
+        finally:
+            os.kill(process.popen.pid, signal.SIGCONT)
+        assert [reply(wire)[:13] for wire in wires] == [b"HTTP/1.1 200 "] * 500
+    assert process.status() == 0
+
+
+def watched() -> set[int]:
+    """The inodes of all that epoll sets of this process watch."""
+    found = set[int]()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                info = Path(f"/proc/self/fdinfo/{name}").read_text()
+                found |= {int(inode, 16) for inode in re.findall(r"ino:([0-9a-f]+)", info)}
+    return found
+
+
+def test_a_listener_that_somebody_has_shut_down(serve: Serve) -> None:
+    """It would be ready for ever. The other one goes on, and so do the connections that there are."""
+    serve.expect_error("a listener accepts no more")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = serve(lambda ctx: ctx.write("hello"), f"fd:{listener.fileno()}", "127.0.0.1:0", workers=2, reactors=1)
+        kept = server.connect()
+        assert kept.get().status == 200
+        inode = os.fstat(listener.fileno()).st_ino
+        assert inode in watched()
+        listener.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: inode not in watched(), "the listener to leave the epoll set")
+        assert kept.get().status == 200
+        with Wire(server.addresses[1]) as other:
+            assert other.get().status == 200
+        wait_until(serve.errors, "the message")
 
 
 @pytest.mark.parametrize("turn", range(3))

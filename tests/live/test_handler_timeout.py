@@ -87,6 +87,19 @@ def test_everything_of_the_ctx_expires(serve: Serve, then) -> None:
     assert stats["statuses"] == {"1xx": 0, "2xx": 1, "3xx": 0, "4xx": 0, "5xx": 1}
 
 
+def test_of_many_late_handlers_some_are_reported(serve: Serve) -> None:
+    serve.expect_error(STUCK)
+    go = threading.Event()
+    server = serve(lambda ctx: wait_for(go), handler_timeout=SOON, workers=20)
+    wires = [server.connect().send(request()) for _ in range(18)]
+    for wire in wires:
+        told(wire)
+    go.set()
+    wait_until(lambda: server.stats()["connections"] == 0, "the slots to come back")
+    assert server.stats()["timed_out_handler"] == 18
+    assert len(serve.errors()) == 10
+
+
 def test_a_large_reply_that_nobody_gets_is_given_back(serve: Serve) -> None:
     """It was written before the time was up."""
     written = threading.Semaphore(0)

@@ -4,6 +4,7 @@ Knows: handlers that block, compute or hold the GIL, and connections beside them
 the reactor, nor how long anything took: "meanwhile" is a handler that is still inside, waiting to be let out.
 """
 
+import json
 import random
 import select
 import socket
@@ -255,6 +256,59 @@ Server(handler, workers=16, reactors=1, max_queue=2, queue_timeout=600, shutdown
                 assert reply(client).startswith(b"HTTP/1.1 503 ")
             waiting -= set(shed)
         assert len(waiting) == 6
+
+
+@pytest.mark.parametrize("handler_timeout", [0, 0.1])
+def test_who_waits_for_the_gil_out_of_the_queue_is_shed_in_time_as_well(script: Run, handler_timeout: float) -> None:
+    """Its handler is not called any more, and no handler was late."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("this Python has no GIL to hold")
+    process = script("import json, time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
+        time.sleep(0.002)
+    elif ctx.path == "/":
+        calls.append(1)
+    elif ctx.path == "/stats":
+        say(json.dumps(server.stats()))
+    ctx.write""") + f"""
+calls = []
+server = Server(handler, workers=16, reactors=1, queue_timeout=0.3, shutdown_timeout=600, access_log="-",
+                handler_timeout={handler_timeout})
+server.serve("127.0.0.1:0", ready=ready)
+say(len(calls))
+""")
+    [address] = process.addresses()
+
+    def lines() -> Iterator[str]:
+        """What is no line of the access log."""
+        while True:
+            if not (line := process.line()).startswith("127.0.0.1 - - "):
+                yield line
+
+    with ExitStack() as clients:
+        napping = clients.enter_context(connect(address))
+        for _ in range(40):
+            napping.sendall(GET.replace(b"/", b"/nap", 1))
+            assert reply(napping).endswith(b"\r\n\r\n/nap")
+        held = clients.enter_context(connect(address))
+        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        assert next(lines()) == "called"
+        waiting = [clients.enter_context(connect(address)) for _ in range(20)]
+        for client in waiting:
+            client.sendall(GET)
+        for client in waiting:
+            got = reply(client)
+            assert got.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: 1\r\n" in got
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()
+        assert get(address).endswith(b"\r\n\r\n/")
+        napping.sendall(GET.replace(b"/", b"/stats", 1))
+        assert reply(napping).startswith(b"HTTP/1.1 200 ")
+    stats = json.loads(next(lines()))
+    assert (stats["shed_queue_timeout"], stats["timed_out_handler"]) == (20, bool(handler_timeout))
+    assert stats["statuses"]["5xx"] == 20 + bool(handler_timeout)
+    process.popen.terminate()
+    assert next(lines()) == "1"
 
 
 def test_after_a_handler_held_the_gil_all_is_answered(script: Run) -> None:

@@ -5,6 +5,7 @@ something took: a wait is for something that happens, and a limit is there to en
 """
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -18,9 +19,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import pytest
+from conftest import Running, Serve, request, wait_for, wait_until
 
 import fastserve
-from fastserve import Server, StartError
+from fastserve import RequestCtx, Server, StartError
 
 ROOT = str(Path(fastserve.__file__).parents[1])
 HANG_LIMIT = 30  # seconds; a socket or a process that is silent for so long has failed
@@ -759,3 +761,63 @@ def test_a_socket_file_of_somebody_else_is_not_removed(tmp_path: Path) -> None:
         path.unlink()
         path.write_text("precious")
     assert path.read_text() == "precious"
+
+
+def stuck(serve: Serve) -> tuple[Running, threading.Event]:
+    """A server with a handler that waits to be let go."""
+    called, go = threading.Event(), threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        called.set()
+        wait_for(go)
+
+    server = serve(handler, workers=2)
+    server.connect().send(request())
+    wait_for(called)
+    return server, go
+
+
+def test_what_is_cut_off_is_counted_in_the_log(script: Run) -> None:
+    process = script("""
+        go = threading.Event()
+        def handler(ctx):
+            say("called")
+            go.wait()
+        server = Server(handler, workers=4).start("127.0.0.1:0")
+        ready(server)
+        sys.stdin.readline()
+        say(server.shutdown(0))
+        go.set()
+    """)
+    [address] = process.addresses()
+    with contextlib.ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(connect(address)).sendall(GET)
+            assert process.line() == "called"
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()
+        assert process.line() == "False"
+        assert process.status(LEAVE_LIMIT) == 0
+    process.readers[1].join(HANG_LIMIT)
+    assert process.errors == "connections cut off in the middle of a request: 3\n"
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300])
+def test_no_timeout_is_too_long(serve: Serve, timeout: float) -> None:
+    server, go = stuck(serve)
+    clean = []
+    stopping = threading.Thread(target=lambda: clean.append(server.server.shutdown(timeout)))
+    stopping.start()
+    wait_until(server.refuses, "the listener to close")
+    assert stopping.is_alive()
+    go.set()
+    stopping.join(HANG_LIMIT)
+    assert clean == [True]
+
+
+def test_a_timeout_is_a_number(serve: Serve) -> None:
+    server, go = stuck(serve)
+    with pytest.raises(ValueError, match=r"^nan is no time$"):
+        server.server.shutdown(math.nan)
+    go.set()
+    assert server.shutdown()

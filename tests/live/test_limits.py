@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastserve import RequestCtx
+from fastserve import BadRequest, RequestCtx
 from tests.live.conftest import PATIENCE, Reply, Running, Serve, Wire, chunked, request, wait_for, wait_until
 
 
@@ -203,6 +203,7 @@ def test_queue_timeout(serve: Serve, release: threading.Event) -> None:
     assert closing.gone()
     stats = server.stats()
     assert (stats["shed_queue_timeout"], stats["shed_queue_full"], stats["queued"]) == (8, 0, 0)
+    wait_until(lambda: any("queue_timeout=0.2 s" in text for text in serve.warnings()), "the warning")
     release.set()
     for wire in blocked:
         assert wire.read().body == b"/block"
@@ -471,6 +472,28 @@ def test_max_memory(serve: Serve, coded: bool) -> None:
     assert any("max_memory=1048576" in text for text in serve.warnings())
 
 
+def test_max_memory_in_other_words(serve: Serve) -> None:
+    """The error handler's reply says when to come again, too, unless it says something else itself."""
+    later: list[str] = []
+
+    def sorry(ctx: RequestCtx, error: BadRequest) -> None:
+        ctx.error(f"sorry, {error.status}", error.status)
+        for value in later:
+            ctx.set_header("Retry-After", value)
+
+    server = serve(hello, max_memory=2**20, workers=2, error_handler=sorry)
+    first = server.connect().send(request("POST", "/", "Content-Length: 1500000"), b"b" * 1_400_000)
+    wait_until(lambda: server.stats()["memory"] > 2**20, "the body to have grown")
+    for wanted in ("1", "60"):
+        reply = server.exchange(request("POST", body=b"b" * 100_000))
+        assert (reply.status, reply.body, reply.getall("Retry-After")) == (503, b"sorry, 503", [wanted])
+        later.append("60")
+    assert server.exchange(b"GET\r\n\r\n").getall("Retry-After") == ["60"]
+    later.clear()
+    assert server.exchange(b"GET\r\n\r\n").getall("Retry-After") == []
+    first.close()
+
+
 # Health
 
 def health(reply: Reply) -> dict[str, object]:
@@ -545,6 +568,18 @@ def test_health_beyond_all_limits(serve: Serve) -> None:
     assert silent.read().status == 503          # it has not said anything for a second
     stats = server.stats()
     assert (stats["probes"], stats["closed_unheard"], stats["requests"]) == (2, 1, 1)
+
+
+def test_silent_connections_do_not_keep_the_last_slots(serve: Serve) -> None:
+    server = serve(hello, concurrency=1, reject_slots=1, health_path="/health", workers=2)
+    assert server.connect().get().status == 200
+    silent = [server.connect() for _ in range(100)]
+    wait_until(lambda: server.stats()["accepted"] == 101, "all to be accepted")
+    for _ in range(40):
+        assert health(server.connect().get("/health"))["connections"] == 1
+    assert silent.pop(0).read().status == 503       # there was a slot to tell it
+    assert all(wire.gone() for wire in silent)
+    assert server.stats()["closed_unheard"] == 99
 
 
 def test_health_while_the_server_stops(serve: Serve, release: threading.Event) -> None:

@@ -6,6 +6,7 @@ framing are the server's, and the connection closes.
 """
 
 import logging
+import re
 import threading
 
 import pytest
@@ -118,6 +119,24 @@ def test_nothing_is_logged_unless_asked_for(serve: Serve, caplog: pytest.LogCapt
         server.exchange(raw)
     wait_until(lambda: len(caplog.records) == len(BAD), "the log")
     assert "a request was refused with 417 Expectation Failed" in [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_left_out_of_the_log_is_counted(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fastserve")
+    server = serve(lambda ctx: None, workers=2, log_all_errors=True)
+
+    def logged() -> int:
+        texts = [record.getMessage() for record in caplog.records]
+        left_out = [re.fullmatch(r"([0-9]+) more messages like the next one were left out", text) for text in texts]
+        return sum("a request was refused with 400" in text for text in texts) + sum(int(m[1]) for m in left_out if m)
+
+    crowd = [server.connect() for _ in range(500)]
+    for wire in crowd:
+        wire.send(b"nonsense\r\n\r\n")
+    for wire in crowd:
+        assert wire.read().status == 400
+    # The last one tells of those before.
+    wait_until(lambda: server.exchange(b"nonsense\r\n\r\n") and logged() == server.stats()["refusals"][400])
 
 
 def test_a_handler_that_blames_the_client(serve: Serve) -> None:

@@ -223,6 +223,32 @@ def test_a_reader_that_stalls_is_cut(serve: Serve) -> None:
     wait_for(done)
 
 
+def test_a_stalled_stream_has_no_longer_than_write_timeout(serve: Serve) -> None:
+    """The first bytes, which the socket takes at once, are no progress of its reader's: one that stalls half that time
+    later, on a reply that is no stream, is cut later."""
+    served = threading.Event()
+    ends = []
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/stream":
+            served.set()
+            with pytest.raises(ClientGone):
+                ctx.stream(iter(lambda: b"x" * 100_000, b""))
+            ends.append(server.stats()["timed_out_write"])
+        else:
+            ctx.set_body(b"x" * 50_000_000)
+
+    server = serve(handler, workers=4, reactors=1, write_timeout=1, header_timeout=0.5)
+    stalled = [server.connect(receive_buffer=4096).send(request("GET", "/stream"))]
+    wait_for(served)
+    # The clock of the half.
+    assert server.connect().send(b"GET /").read().status == 408
+    stalled.append(server.connect(receive_buffer=4096).send(request("GET", "/large")))
+    wait_until(lambda: server.stats()["timed_out_write"] == 2)
+    assert ends == [0]
+    assert server.stats()["aborted"] == 1
+
+
 def test_a_slow_reader_gets_everything(serve: Serve) -> None:
     size = 3_000_000
 

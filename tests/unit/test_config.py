@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastserve import config
-from fastserve.config import SPECS, Config, env_values, markdown_table, option, variable
+from fastserve.config import DESCRIPTORS_KEPT, SPECS, Config, env_values, markdown_table, option, variable
 
 NUMBERS = [name for name, spec in SPECS.items() if spec.kind in ("count", "size", "duration")]
 WHOLE = [name for name in NUMBERS if SPECS[name].kind != "duration"]
@@ -255,9 +255,9 @@ def test_before_python_3_13_there_is_a_gil(
 @pytest.mark.parametrize(
     ("soft", "concurrency"),
     [
-        (1024, 960),
-        (65_600, 65_536),
-        (65_599, 65_535),
+        (1024, 743),
+        (66_656, 65_536),
+        (66_655, 65_535),
         (1_000_000, 65_536),
         (64, 1),
         (resource.RLIM_INFINITY, 65_536),
@@ -270,9 +270,21 @@ def test_concurrency_follows_the_descriptors(
     assert Config().resolved().concurrency == concurrency
 
 
+@pytest.mark.parametrize("soft", [200, 400, 1024, 4096, 10_000])
+@pytest.mark.parametrize("given", [{}, {"reject_slots": 50}, {"concurrency": 60}, {"concurrency": 100}])
+def test_there_are_descriptors_for_all_that_are_held(
+    descriptors: Callable[[int], None], soft: int, given: dict[str, int]
+) -> None:
+    descriptors(soft)
+    settled = Config(**given).resolved()
+    assert settled.concurrency is not None and settled.reject_slots is not None
+    assert settled.concurrency + settled.reject_slots + DESCRIPTORS_KEPT <= soft
+
+
 def test_concurrency_beyond_the_descriptors_is_refused_at_start(descriptors: Callable[[int], None]) -> None:
     descriptors(1024)
-    assert Config(concurrency=1023).resolved().concurrency == 1023
+    settled = Config(concurrency=1023).resolved()
+    assert (settled.concurrency, settled.reject_slots) == (1023, 1)
     with pytest.raises(ValueError, match=r"^concurrency must be below RLIMIT_NOFILE = 1024, not 1024$"):
         Config(concurrency=1024).resolved()
 

@@ -75,7 +75,7 @@ def test_every_goal_has_its_row() -> None:
 def test_the_last_result_counts_that_compares_most() -> None:
     def line(number: int, *names: str, quick: bool = False, failures: tuple[str, ...] = ()) -> str:
         return json.dumps({"case": "close", "number": number, "effort": {"quick": quick},
-                           "rounds": dict.fromkeys(names, []), "failures": dict.fromkeys(failures, "")})
+                           "rounds": {name: [] for name in names}, "failures": dict.fromkeys(failures, "")})
 
     def counts(*lines: str) -> int:
         number: int = report.latest(lines)["close"]["number"]
