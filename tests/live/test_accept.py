@@ -128,6 +128,34 @@ def watched() -> set[int]:
     return found
 
 
+def test_who_shares_its_port_gives_others_a_chance_when_it_is_full(serve: Serve) -> None:
+    """It does not accept for a moment; alone on its port it goes on and tells everybody."""
+    def hello(ctx: RequestCtx) -> None:
+        ctx.write("hello")
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        inode = os.fstat(listener.fileno()).st_ino
+        server = serve(hello, f"fd:{listener.fileno()}", workers=2, reactors=1, concurrency=1, reuse_port=True)
+    assert server.connect().get().status == 200
+    full = threading.Event()
+
+    def crowd() -> None:
+        while not full.is_set():
+            assert server.get().status == 503
+
+    thread = threading.Thread(target=crowd)
+    thread.start()
+    try:
+        wait_until(lambda: inode not in watched(), "the listener to leave the epoll set")
+    finally:
+        full.set()
+        thread.join()
+    wait_until(lambda: inode in watched(), "the listener to come back")
+
+
 def test_a_listener_that_somebody_has_shut_down(serve: Serve) -> None:
     """It would be ready for ever. The other one goes on, and so do the connections that there are."""
     serve.expect_error("a listener accepts no more")
