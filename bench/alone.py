@@ -6,6 +6,8 @@ Knows these goals; nothing of how a server is started, timed or pinned.
 from __future__ import annotations
 
 import contextlib
+import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +51,16 @@ def all_sleep(bench: Bench) -> Verdict:
         series = interleave(servers, bench.effort, HELLO, check_hello)
     speed = series[0].median("requests_per_s")
     return Verdict(judge(speed >= 5700), f"{speed:,.0f} requests/s", series, {"requests_per_s": speed})
+
+
+def access_log(bench: Bench) -> Verdict:
+    with tempfile.TemporaryDirectory() as folder:
+        logging = bench.contenders.fastserve("hello", access_log=f"{folder}/access.log")
+        logging.name = "fastserve hello with an access log"
+        with running([bench.contenders.fastserve("hello"), logging]) as servers:
+            series = interleave(servers, bench.effort, HELLO, check_hello)
+    more = statistics.median(b.cpu_us - a.cpu_us for a, b in zip(*(one.rounds for one in series), strict=True))
+    return Verdict(judge(more <= 0.4), f"{more:+.2f} us", series, {"more_us": more})
 
 
 @contextlib.contextmanager
@@ -191,6 +203,8 @@ ALONE = (
          some_sleep, quick=False),
     Case("all-sleep", "every handler sleeps 10 ms, 72 workers (ideal 6,400 requests/s)",
          "at least 5,700 requests/s", all_sleep, quick=False),
+    Case("access-log", "hello: CPU a request with an access log in a file / without", "at most 0.40 us more",
+         access_log, quick=False),
     Case("one-computes", "hello while one connection computes 50 ms of Python in a loop",
          "at least 8,000 requests/s, p99 at most 30 ms", one_computes),
     Case("in-parallel", "free-threaded, every handler computes: requests/s of 2 reactors / of 1", "at least 1.70",

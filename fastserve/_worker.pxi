@@ -567,7 +567,8 @@ cdef class Core:
             "connections", "queued", "accepted", "refused_connections", "refused_descriptors", "requests",
             "shed_queue_full", "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write",
             "timed_out_handler", "aborted", "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes",
-            "rejected", "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers", "slots"), 0)
+            "rejected", "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers",
+            "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
         for i in range(h.n_reactors):
