@@ -79,7 +79,7 @@ cdef enum:                          # how much at a time
     ACCEPTS = 64                    # connections of one listener in one turn
     DRAIN_ACCEPTS = 1024            # times as many when it is closed: more than a backlog of 65,535
     BLOCKS_AHEAD = 64               # inputs and outputs made at start, a reactor
-    BLOCKS_KEPT = 1024              # and kept after a burst
+    BLOCKS_KEPT = 256               # and kept after a burst: what is ready at once in one turn
     EVERYBODY = 0x7fffffff          # of a futex
     IN_A_ROW = 16                   # pipelined requests of one connection before others have their turn
     CALLS = 256                     # handlers under one acquisition of the GIL, at most

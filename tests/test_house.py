@@ -50,7 +50,9 @@ ENTRANCES = {
 """Where Python of the user or of server.py is called from the core, by the text of the call."""
 
 MAY_ALLOCATE = {
-    "mem_take": {"pool_make", "pool_lend", "body_grow", "keep_trailers", "answer_metrics", "log_make", "lend_record",
+    "mem_map": {"pool_block"},
+    "pool_block": {"pool_make", "pool_lend"},
+    "mem_take": {"body_grow", "keep_trailers", "answer_metrics", "log_make", "lend_record",
                  "Core.__cinit__"},
     "mem_take_zeroed": {"slots_make", "peers_make", "Core.__cinit__"},
     "mem_grow": {"house_drops", "buffer_put"},

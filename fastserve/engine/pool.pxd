@@ -17,8 +17,9 @@ cdef extern from "mem.h" nogil:
     void* mem_take_zeroed(size_t count, size_t size) noexcept
     void* mem_grow(void* p, size_t size) noexcept
     void mem_give(void* p) noexcept
+    void* mem_map(size_t size, uint32_t number) noexcept
+    void mem_unmap(void* p, size_t size) noexcept
     int64_t mem_allocations() noexcept
-    size_t mem_stride(size_t size) noexcept
 
 
 cdef struct Block:
@@ -28,22 +29,30 @@ cdef struct Block:
 cdef struct Pool:
     Block* free
     size_t size             # bytes of a block
+    uint32_t made           # blocks, ever
     uint32_t spare
     uint32_t keep
     uint64_t lent
 
 
+cdef inline Block* pool_block(Pool* p) noexcept nogil:
+    """A new one, or NULL."""
+    p.made += 1
+    return <Block*>mem_map(p.size, p.made)
+
+
 cdef inline bint pool_make(Pool* p, size_t size, uint32_t ahead, uint32_t keep) noexcept nogil:
-    """A pool of blocks of at least `size` bytes with `ahead` of them made now; False: no memory."""
+    """A pool of blocks of `size` bytes with `ahead` of them made now; False: no memory."""
     cdef uint32_t _
     cdef Block* b
     p.free = NULL
-    p.size = mem_stride(size)
+    p.size = size
+    p.made = 0
     p.spare = 0
     p.keep = keep
     p.lent = 0
     for _ in range(ahead):
-        b = <Block*>mem_take(p.size)
+        b = pool_block(p)
         if b is NULL:
             return False
         b.next = p.free
@@ -59,7 +68,7 @@ cdef inline void* pool_lend(Pool* p) noexcept nogil:
         p.free = b.next
         p.spare -= 1
     else:
-        b = <Block*>mem_take(p.size)
+        b = pool_block(p)
         if b is NULL:
             return NULL
     count_u64(&p.lent, 1)
@@ -70,7 +79,7 @@ cdef inline void pool_return(Pool* p, void* block) noexcept nogil:
     cdef Block* b = <Block*>block
     count_u64(&p.lent, <uint64_t>-1)
     if p.spare >= p.keep:
-        mem_give(b)
+        mem_unmap(b, p.size)
         return
     b.next = p.free
     p.free = b
@@ -83,7 +92,7 @@ cdef inline void pool_unmake(Pool* p) noexcept nogil:
     while p.free is not NULL:
         b = p.free
         p.free = b.next
-        mem_give(b)
+        mem_unmap(b, p.size)
     p.spare = 0
 
 
