@@ -17,14 +17,17 @@ from fastserve.engine.body cimport unfit_trailer
 from fastserve.engine.net cimport AF_INET, AF_INET6
 from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
 
-import json as _json
 import socket as _socket
 from urllib.parse import quote as _quote
 
 from fastserve.args import Args, parse_cookies
+from fastserve.cookies import cookie_key, format_cookie
+from fastserve.dates import parse_date
+from fastserve.documents import read_json, write_json
 from fastserve.errors import BadRequest, ClientGone, ContextExpired, ServerClosed
 from fastserve.forms import Files, parse_multipart
 from fastserve.headers import Fields
+from fastserve.negotiation import best_encoding, best_type
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -212,6 +215,46 @@ cdef class RequestCtx:
             name = self.span(self.head.method)
         known = METHODS.get(name)
         return known if known is not None else name.decode("ascii")
+
+    cdef bint has_method(self, const char* name, uint32_t size) except -1:
+        with cython.critical_section(self):
+            self.check()
+            return self.head.method.size == size and memcmp(self.base + self.head.method.at, name, size) == 0
+
+    @property
+    def is_get(self) -> bool:
+        """Is the method GET?"""
+        return self.has_method(b"GET", 3)
+
+    @property
+    def is_head(self) -> bool:
+        """Is the method HEAD?"""
+        return self.has_method(b"HEAD", 4)
+
+    @property
+    def is_post(self) -> bool:
+        """Is the method POST?"""
+        return self.has_method(b"POST", 4)
+
+    @property
+    def is_put(self) -> bool:
+        """Is the method PUT?"""
+        return self.has_method(b"PUT", 3)
+
+    @property
+    def is_patch(self) -> bool:
+        """Is the method PATCH?"""
+        return self.has_method(b"PATCH", 5)
+
+    @property
+    def is_delete(self) -> bool:
+        """Is the method DELETE?"""
+        return self.has_method(b"DELETE", 6)
+
+    @property
+    def is_options(self) -> bool:
+        """Is the method OPTIONS?"""
+        return self.has_method(b"OPTIONS", 7)
 
     @property
     def path(self) -> str:
@@ -401,13 +444,15 @@ cdef class RequestCtx:
             self.streams = bool(wanted)
 
     def json(self) -> object:
-        """The body as JSON (RFC 8259), by the standard library; `ValueError` if it is none."""
-        return _json.loads(self.body)
+        """The body as JSON (RFC 8259, in UTF-8), read by orjson where that is installed and else by the standard
+        library. BadRequest, which becomes 400: it is none."""
+        return read_json(self.body)
 
     @property
     def form(self) -> Args:
         """The fields of an `application/x-www-form-urlencoded` or `multipart/form-data` body; empty for any
-        other type. ValueError for a multipart body that is not well formed; MissingExtra without `[forms]`."""
+        other type. BadRequest, which becomes 400: a multipart body that is not well formed; MissingExtra without
+        `[forms]`."""
         return self.parsed_form()[0]
 
     @property
@@ -424,7 +469,10 @@ cdef class RequestCtx:
         content_type = self.headers.get("content-type", "")
         kind = content_type.partition(";")[0].strip(" \t").lower()
         if kind == "multipart/form-data":
-            args, files = parse_multipart(content_type, self.body)
+            try:
+                args, files = parse_multipart(content_type, self.body)
+            except ValueError as error:
+                raise BadRequest(str(error)) from error
         else:
             args, files = Args.parse(self.body if kind == "application/x-www-form-urlencoded" else b""), Files()
         with cython.critical_section(self):
@@ -438,6 +486,32 @@ cdef class RequestCtx:
     def cookies(self) -> dict[str, str]:
         """The cookies of the request (RFC 6265, section 5.4); of one name the first counts."""
         return parse_cookies(self.headers.getall("cookie"))
+
+    @property
+    def user_agent(self) -> str:
+        """The value of User-Agent (RFC 9110, section 10.1.5); "" without one."""
+        return self.headers.get("user-agent", "")
+
+    @property
+    def referer(self) -> str:
+        """The value of Referer (RFC 9110, section 10.1.3); "" without one."""
+        return self.headers.get("referer", "")
+
+    @property
+    def if_modified_since(self) -> datetime | None:
+        """The moment in If-Modified-Since (RFC 9110, section 13.1.3), in UTC; None without one that is a date."""
+        dates = self.headers.getall("if-modified-since")
+        return parse_date(dates[0]) if len(dates) == 1 else None
+
+    def accepts(self, *types: str) -> str | None:
+        """Which of these media types the client prefers by its Accept (RFC 9110, section 12.5.1), of equals the first;
+        the first if it has none; None: it accepts none of them. ValueError: one of them is no media type."""
+        return best_type(", ".join(self.headers.getall("accept")), types)
+
+    def accepts_encoding(self, *codings: str) -> str | None:
+        """Which of these content codings, such as `br` and `gzip`, the client prefers by its Accept-Encoding (RFC 9110,
+        section 12.5.3), of equals the first; None: the reply had better not be encoded."""
+        return best_encoding(", ".join(self.headers.getall("accept-encoding")), codings)
 
     @property
     def host(self) -> str:
@@ -505,6 +579,20 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             self.check()
             return self.conn.requests
+
+    @property
+    def request_id(self) -> str:
+        """Unique in this server: `conn_id` and `conn_request_num`, as the access log has it."""
+        with cython.critical_section(self):
+            self.check()
+            return f"{self.conn.id}-{self.conn.requests}"
+
+    @property
+    def time(self) -> float:
+        """When the request was there to be handled: seconds since 1970."""
+        with cython.critical_section(self):
+            self.check()
+            return (wall_ns() - (now_ns() - self.conn.began)) / 1e9
 
     @property
     def done(self) -> Done:
@@ -659,6 +747,55 @@ cdef class RequestCtx:
     def not_found(self) -> None:
         """Starts the reply anew: 404."""
         self.error("404 Page not found", 404)
+
+    def not_modified(self) -> None:
+        """304 (RFC 9110, section 15.4.5): fields that were set stay, the body goes."""
+        self.set_body(b"")
+        self.status = 304
+
+    def write_json(self, value: object) -> None:
+        """Replaces the body by `value` as JSON in compact UTF-8, written by orjson where that is installed and else by
+        the standard library; the media type becomes `application/json`. TypeError or ValueError: there is no JSON for
+        it. (orjson knows more types, such as dates and dataclasses.)"""
+        self.set_body(write_json(value))
+        self.content_type = "application/json"
+
+    def set_cookie(self, name: str, value: str, *, max_age: int | None = None, expires: datetime | float | None = None,
+                   path: str | None = "/", domain: str | None = None, secure: bool = False, http_only: bool = False,
+                   same_site: str | None = "Lax", partitioned: bool = False) -> None:
+        """Adds a Set-Cookie field (RFC 6265), in place of one for the same name, domain and path.
+
+        `max_age` is in seconds, 0 or less ends the cookie; `expires` is an aware datetime or seconds since 1970;
+        without both it ends with the browser's session. `same_site` is `Strict`, `Lax`, `None` (with `secure`) or
+        None, to leave it to the browser. ValueError: a name, value or attribute that the field cannot hold (encode it
+        first), or a cookie that browsers drop.
+        """
+        self.put_cookie(format_cookie(
+            name, value, max_age=max_age, expires=expires, path=path, domain=domain, secure=secure,
+            http_only=http_only, same_site=same_site, partitioned=partitioned))
+
+    def delete_cookie(self, name: str, *, path: str | None = "/", domain: str | None = None, secure: bool = False,
+                      http_only: bool = False, same_site: str | None = "Lax", partitioned: bool = False) -> None:
+        """Tells the client to forget a cookie: name, path and domain are those that it was set with. ValueError as
+        `set_cookie`."""
+        self.put_cookie(format_cookie(
+            name, "", max_age=0, expires=0, path=path, domain=domain, secure=secure, http_only=http_only,
+            same_site=same_site, partitioned=partitioned))
+
+    cdef int put_cookie(self, str cookie) except -1:
+        cdef bytes lines, kept
+        with cython.critical_section(self):
+            self.check_open()
+            lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
+            if b"Set-Cookie: " in lines:
+                key = cookie_key(cookie)
+                kept = b"".join([line for line in lines.splitlines(True) if not (
+                    line.startswith(b"Set-Cookie: ") and cookie_key(line[12:].decode("latin-1").rstrip()) == key)])
+                self.check_open()
+                self.fields.size = 0
+                buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
+            self.append("set-cookie", "Set-Cookie", cookie)
+        return 0
 
     def redirect(self, location: str, status: int = 302) -> None:
         """301, 302, 303, 307 or 308 to `location`, in which characters that no URI may have are

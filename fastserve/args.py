@@ -2,12 +2,16 @@
 
 Knows: `application/x-www-form-urlencoded` (WHATWG URL, section 5.1) and the Cookie field (RFC 6265).
 Never sees: a connection, a ctx. Invariant: a map owns what it holds, and nothing in it expires; time and
-memory are linear in the bytes that came, whatever they are.
+memory are linear in the bytes that came, whatever they are; what is no number where a number is asked for is the
+client's fault.
 """
 
+import builtins
 import re
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar, overload
+
+from fastserve.errors import BadRequest
 
 __all__ = ["Args", "Pairs", "parse_cookies"]
 
@@ -23,6 +27,10 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _ESCAPE = re.compile(rb"%(?=[0-9A-Fa-f]{2})")
+_INT = re.compile(r"-?[0-9]{1,18}")
+_FLOAT = re.compile(r"-?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,2})?")
+_BOOLS = {"1": True, "t": True, "true": True, "y": True, "yes": True, "on": True,
+          "0": False, "f": False, "false": False, "n": False, "no": False, "off": False}
 
 
 class Pairs(Generic[T]):
@@ -95,6 +103,50 @@ class Args(Pairs[str]):
                 name, _, value = part.partition(b"=")
                 pairs.append((_decode(name), _decode(value)))
         return cls(pairs)
+
+    @overload
+    def int(self, name: str) -> builtins.int | None: ...
+    @overload
+    def int(self, name: str, default: D) -> builtins.int | D: ...
+    def int(self, name: str, default: object = None) -> object:
+        """The first value of `name` as an integer of at most 18 digits, `-` allowed, or `default` without one.
+        BadRequest, which becomes 400: it is none."""
+        text = self.get(name)
+        if text is None:
+            return default
+        return builtins.int(self._checked(name, text, _INT, "an integer"))
+
+    @overload
+    def float(self, name: str) -> builtins.float | None: ...
+    @overload
+    def float(self, name: str, default: D) -> builtins.float | D: ...
+    def float(self, name: str, default: object = None) -> object:
+        """The first value of `name` as a finite decimal number, exponent allowed, or `default` without one.
+        BadRequest, which becomes 400: it is none."""
+        text = self.get(name)
+        if text is None:
+            return default
+        return builtins.float(self._checked(name, text, _FLOAT, "a number"))
+
+    @overload
+    def bool(self, name: str) -> builtins.bool | None: ...
+    @overload
+    def bool(self, name: str, default: D) -> builtins.bool | D: ...
+    def bool(self, name: str, default: object = None) -> object:
+        """The first value of `name`: True for 1, t, true, y, yes and on, False for 0, f, false, n, no and off, whatever
+        their case; `default` without one. BadRequest, which becomes 400: anything else."""
+        text = self.get(name)
+        if text is None:
+            return default
+        if text.lower() not in _BOOLS:
+            raise BadRequest(f"{name} must be true or false")
+        return _BOOLS[text.lower()]
+
+    @staticmethod
+    def _checked(name: str, text: str, pattern: re.Pattern[str], what: str) -> str:
+        if not pattern.fullmatch(text):
+            raise BadRequest(f"{name} must be {what}")
+        return text
 
 
 def parse_cookies(fields: Iterable[str]) -> dict[str, str]:

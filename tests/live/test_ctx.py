@@ -154,11 +154,11 @@ def test_json(serve: Serve) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff"])
 def test_json_that_is_none(serve: Serve, body: bytes) -> None:
-    def look(ctx: RequestCtx) -> None:
-        with pytest.raises(ValueError):
-            ctx.json()
+    def handler(ctx: RequestCtx) -> None:
+        ctx.write_json(ctx.json())
 
-    ask(serve, look, request("POST", body=body))
+    reply = serve(handler, workers=2).exchange(request("POST", body=body))
+    assert (reply.status, reply.body) == (400, b"the body is not a JSON document")
 
 
 def test_form(serve: Serve) -> None:
@@ -506,7 +506,8 @@ def test_redirect_of_a_wrong_kind(serve: Serve) -> None:
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "write": ("late",), "set_body": ("late",), "set_header": ("X-Late", "1"), "add_header": ("X-Late", "1"),
     "del_header": ("X-Late",), "error": ("late", 500), "not_found": (), "redirect": ("/late",), "json": (),
-    "add_trailer": ("X-Late", "1"), "early_hints": (), "stream": ((),),
+    "add_trailer": ("X-Late", "1"), "early_hints": (), "stream": ((),), "not_modified": (), "write_json": ({},),
+    "accepts": ("text/html",), "accepts_encoding": ("gzip",), "set_cookie": ("late", "1"), "delete_cookie": ("late",),
 }
 """How each method is called; a method that is not listed here fails the tests below."""
 

@@ -1,0 +1,41 @@
+"""JSON documents, by orjson where it is installed and by the standard library where it is not.
+
+Knows: RFC 8259, and where the two libraries differ. Never sees: a ctx. Invariant: what is read is strict UTF-8 JSON
+without NaN and Infinity whichever library reads it, and whatever came instead is BadRequest; what is written is
+compact UTF-8.
+"""
+
+import importlib
+import json
+from typing import Any, NoReturn
+
+from fastserve.errors import BadRequest
+
+__all__ = ["read_json", "write_json"]
+
+orjson: Any
+try:
+    orjson = importlib.import_module("orjson")
+except ImportError:
+    orjson = None
+
+
+def read_json(body: bytes) -> Any:
+    """BadRequest: it is no JSON, or nested too deeply."""
+    try:
+        # The standard library would guess at UTF-16 and UTF-32, which RFC 8259, section 8.1, has done away with.
+        return orjson.loads(body) if orjson else json.loads(body.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the body is not a JSON document") from error
+
+
+def write_json(value: object) -> bytes:
+    """TypeError or ValueError: there is no JSON for it."""
+    if orjson:
+        text: bytes = orjson.dumps(value)
+        return text
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
