@@ -26,6 +26,7 @@ from fastserve.dates import parse_date
 from fastserve.documents import read_json, write_json
 from fastserve.errors import BadRequest, ClientGone, ContextExpired, ServerClosed
 from fastserve.forms import Files, parse_multipart
+from fastserve.forwarded import Trust
 from fastserve.headers import Fields
 from fastserve.negotiation import best_encoding, best_type
 
@@ -111,6 +112,7 @@ cdef class RequestCtx:
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
     cdef object body_object     # exact bytes that the reply is sent from
+    cdef object trust           # in what proxies say; None: in nothing
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
 
     def __init__(self):
@@ -554,6 +556,17 @@ cdef class RequestCtx:
             else:
                 address = PyBytes_FromStringAndSize(<char*>&self.conn.peer.sin6_addr, 16)
         return _socket.inet_ntop(family, address), port
+
+    @property
+    def client_ip(self) -> str | None:
+        """The address of the client: the peer's, or if that is one of `trusted_proxies` the rightmost address in
+        `forwarded_field` that is not; where a word of it is no address, the last one that is certain. IPv4 within IPv6
+        is IPv4. None: a unix socket, whose proxy is not trusted or says nothing."""
+        peer = self.remote_addr
+        address = None if peer is None else peer[0]
+        if self.trust is None:
+            return address.removeprefix("::ffff:") if address is not None and "." in address else address
+        return self.trust.client(address, self.headers.getall(self.trust.field))
 
     @property
     def local_addr(self) -> tuple[str, int] | str:

@@ -46,6 +46,7 @@ cdef class Worker:
     cdef object context
     cdef object fresh           # a copy of it that no handler has changed; None: to be made
     cdef bint reuses            # the context is empty, and so an empty copy is as good as a fresh one
+    cdef object trust
     cdef RequestCtx ctx
 
     def __cinit__(self, Core core not None, uint32_t index):
@@ -57,7 +58,9 @@ cdef class Worker:
         self.streams = core.config.stream_request_body
         self.context = core.context
         self.reuses = PyObject_Size(core.context) == 0
-        self.ctx = RequestCtx.__new__(RequestCtx)
+        if core.config.trusted_proxies:
+            self.trust = Trust(core.config.trusted_proxies, core.config.forwarded_field)
+        self.make_ctx()
         memset(&self.desk, 0, sizeof(Desk))
         self.desk.house = self.house
         self.desk.mate = &self.house.crew.mates[index]
@@ -219,9 +222,13 @@ cdef class Worker:
         self.ctx.end()
         return not answered
 
+    cdef void make_ctx(self) noexcept:
+        self.ctx = RequestCtx.__new__(RequestCtx)
+        self.ctx.trust = self.trust
+
     cdef void lend(self, Conn* c, int loan) noexcept:
         if not is_sole(<PyObject*>self.ctx):
-            self.ctx = RequestCtx.__new__(RequestCtx)
+            self.make_ctx()
         self.ctx.begin(c, &self.desk, loan)
 
     cdef bint invoke(self, object function, object error) noexcept:

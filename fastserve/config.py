@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from fastserve.errors import BadRequest
+from fastserve.forwarded import FORWARDED_FIELDS, Trust
 
 __all__ = ["SPECS", "Config", "Spec", "env_values", "markdown_table", "option", "variable"]
 
@@ -233,6 +234,15 @@ class Config:
         meaning="share TCP ports with other processes that ask for it too; with several reactors the kernel lets "
                 "those of the same user in even when this server does not ask",
     )
+    trusted_proxies: str = _setting(
+        "text", "", "characters", "listening", 0, 4096,
+        meaning="peers that may say for whom they ask: addresses, networks and `unix`, separated by commas; "
+                "`ctx.client_ip` believes them",
+    )
+    forwarded_field: str = _setting(
+        "text", "X-Forwarded-For", "characters", "listening", 1, 20,
+        meaning="the field in which they say so, which they must set or extend: `X-Forwarded-For` or `Forwarded`",
+    )
 
     concurrency: int | None = _setting(
         "count", None, "connections", "overload", 1, 1_048_576,
@@ -399,6 +409,12 @@ class Config:
             raise ValueError(f"metrics_path must be another than health_path, not {self.metrics_path!r}")
         if self.access_log_format not in ("combined", "json"):
             raise ValueError(f"access_log_format must be combined or json, not {self.access_log_format!r}")
+        for name, networks, field in (("trusted_proxies", self.trusted_proxies, FORWARDED_FIELDS[0]),
+                                      ("forwarded_field", "", self.forwarded_field)):
+            try:
+                Trust(networks, field)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
         methods = [name.strip() for name in self.refused_methods.split(",")] if self.refused_methods else []
         if not all(_TOKEN.fullmatch(name) for name in methods):
             raise ValueError(f"refused_methods must be methods separated by commas, not {self.refused_methods!r}")

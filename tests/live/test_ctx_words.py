@@ -3,8 +3,10 @@
 Knows: what a client sends and what it gets, field by field. Never sees: how a field is read (tests/unit).
 """
 
+import socket
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +129,33 @@ def test_a_form_that_is_none_is_the_client_s_fault(serve: Serve) -> None:
     server = serve(lambda ctx: ctx.write(str(len(ctx.form))), workers=2)
     reply = server.exchange(request("POST", "/", "Content-Type: multipart/form-data; boundary=x", body=b"nonsense"))
     assert (reply.status, reply.body) == (400, b"malformed multipart/form-data: it does not begin with its boundary")
+
+
+def test_client_ip(serve: Serve) -> None:
+    fields = ["X-Forwarded-For: 203.0.113.7", "Forwarded: for=203.0.113.8"]
+
+    def asked(*binds: str, **config: Any) -> bytes:
+        server = serve(lambda ctx: ctx.write(str(ctx.client_ip)), *binds, workers=2, **config)
+        return server.exchange(request("GET", "/", *fields)).body
+
+    assert asked() == b"127.0.0.1"
+    assert asked(trusted_proxies="10.0.0.0/8") == b"127.0.0.1"
+    assert asked(trusted_proxies="127.0.0.1") == b"203.0.113.7"
+    assert asked(trusted_proxies="127.0.0.0/8", forwarded_field="Forwarded") == b"203.0.113.8"
+
+
+def test_client_ip_on_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
+    for networks, client in (("", b"None"), ("unix", b"203.0.113.7")):
+        server = serve(lambda ctx: ctx.write(str(ctx.client_ip)), f"unix:{tmp_path}/{networks}s", workers=2,
+                       trusted_proxies=networks)
+        assert server.exchange(request("GET", "/", "X-Forwarded-For: 203.0.113.7")).body == client
+
+
+def test_client_ip_of_ipv4_within_ipv6(serve: Serve) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        port = listener.getsockname()[1]
+        serve(lambda ctx: ctx.write(f"{ctx.remote_addr} {ctx.client_ip}"), f"fd:{listener.fileno()}", workers=2)
+    with socket.create_connection(("127.0.0.1", port)) as wire:
+        wire.sendall(request("GET", "/", "Connection: close"))
+        got = b"".join(iter(lambda: wire.recv(4096), b""))
+        assert got.endswith(f"('::ffff:127.0.0.1', {wire.getsockname()[1]}) 127.0.0.1".encode())

@@ -130,7 +130,7 @@ def test_every_field_is_an_option(record: Record, name: str) -> None:
     spec = SPECS[name]
     fitting = {"reactors": 3, "max_workers": 70, "concurrency": 9, "name": "x", "refused_methods": "GET",
                "health_path": "/x", "metrics_path": "/x", "access_log": "-",
-               "access_log_format": "json"}
+               "access_log_format": "json", "trusted_proxies": "unix", "forwarded_field": "Forwarded"}
     value = fitting.get(name, spec.low)
     assert main([option(name), spec.show(value)]) == 0
     assert record.fields[name] == value

@@ -55,6 +55,8 @@ def test_defaults() -> None:
         "error_handler": None,
         "backlog": 4096,
         "reuse_port": False,
+        "trusted_proxies": "",
+        "forwarded_field": "X-Forwarded-For",
         "concurrency": None,
         "reject_slots": None,
         "max_conns_per_ip": 0,
@@ -230,6 +232,14 @@ def test_a_quarter_of_the_connections_is_told(concurrency: int, slots: int, monk
 def test_what_is_no_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"^health_path must be "):
         Config(health_path=path)
+
+
+def test_proxies_and_their_field() -> None:
+    assert Config(trusted_proxies="10.0.0.0/8, unix").trusted_proxies == "10.0.0.0/8, unix"
+    with pytest.raises(ValueError, match=r"^trusted_proxies must be addresses, .*; '10\.0\.0\.1/8' is none$"):
+        Config(trusted_proxies="10.0.0.1/8")
+    with pytest.raises(ValueError, match=r"^forwarded_field must be X-Forwarded-For or Forwarded, not 'Via'$"):
+        Config(forwarded_field="Via")
 
 
 def test_there_are_two_formats_of_the_access_log() -> None:
@@ -426,7 +436,8 @@ def test_from_env_reads_every_field_but_the_hook() -> None:
     for name, spec in SPECS.items():
         if spec.kind == "hook":
             continue
-        texts = {"health_path": "/x", "metrics_path": "/x", "access_log_format": "json"}
+        texts = {"health_path": "/x", "metrics_path": "/x", "access_log_format": "json", "trusted_proxies": "unix",
+                 "forwarded_field": "Forwarded"}
         value = {"flag": True, "text": texts.get(name, "x")}.get(spec.kind, spec.high)
         text = spec.show(value)
         others = {variable("workers"): "4096"} if name in ("reactors", "max_workers") else {}
