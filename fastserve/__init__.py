@@ -21,6 +21,7 @@ from fastserve.headers import Fields
 if TYPE_CHECKING:
     from fastserve._core import BodyStream, Done, Headers, ReplyStream, RequestCtx
     from fastserve.args import Args
+    from fastserve.compression import compress, inflate
     from fastserve.forms import File, Files
     from fastserve.router import Router
     from fastserve.server import Server
@@ -47,6 +48,8 @@ __all__ = [
     "Server",
     "ServerClosed",
     "StartError",
+    "compress",
+    "inflate",
 ]
 
 _HOMES = {
@@ -60,6 +63,8 @@ _HOMES = {
     "RequestCtx": "fastserve.server",
     "Router": "fastserve.router",
     "Server": "fastserve.server",
+    "compress": "fastserve.compression",
+    "inflate": "fastserve.compression",
 }
 
 

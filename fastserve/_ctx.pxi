@@ -111,6 +111,7 @@ cdef class RequestCtx:
     cdef object path_params, own_values     # dicts
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
+    cdef object own_body        # what replaces it
     cdef object body_object     # exact bytes that the reply is sent from
     cdef object trust           # in what proxies say; None: in nothing
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
@@ -140,7 +141,7 @@ cdef class RequestCtx:
             if self.keeps:
                 self.keeps = False
                 self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
-                self.path_params = self.own_values = None
+                self.path_params = self.own_values = self.own_body = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -358,6 +359,8 @@ cdef class RequestCtx:
         """
         with cython.critical_section(self):
             self.check()
+            if self.own_body is not None:
+                return self.own_body
             self.check_body()
             if self.conn.step == REFUSED:
                 return b""
@@ -370,6 +373,16 @@ cdef class RequestCtx:
                 self.keeps = True
                 self.streamed_body = whole
         return self.streamed_body
+
+    def replace_body(self, data: bytes) -> None:
+        """From here on `data` is the body: for `body`, `json`, `form` and `files`, which forget what they have read,
+        and not for `body_stream`."""
+        cdef bytes whole = as_bytes(data)
+        with cython.critical_section(self):
+            self.check()
+            self.keeps = True
+            self.form_args = self.form_files = None
+            self.own_body = whole
 
     cdef int check_body(self) except -1:
         if self.loan == LENT_HOOK and self.conn.step == ASKS:
@@ -733,6 +746,22 @@ cdef class RequestCtx:
                     self.reply.set |= OWN_DATE
                 elif lower == "server":
                     self.reply.set |= OWN_SERVER
+
+    @property
+    def response_started(self) -> bool:
+        """Has the head of the reply been sent, by `stream`?"""
+        with cython.critical_section(self):
+            self.check()
+            return self.desk.streamed
+
+    @property
+    def response_body(self) -> bytes:
+        """The body that was written so far; of a streamed reply nothing."""
+        with cython.critical_section(self):
+            self.check()
+            if self.body_object is not None:
+                return self.body_object
+            return PyBytes_FromStringAndSize(self.body_buffer.data, self.body_buffer.size)
 
     @property
     def response_headers(self) -> list[tuple[str, str]]:

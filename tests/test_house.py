@@ -61,7 +61,7 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
 
 BELOW = {
-    "__init__": {"_core", "args", "config", "errors", "forms", "headers", "router", "server"},
+    "__init__": {"_core", "args", "compression", "config", "errors", "forms", "headers", "router", "server"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
     "server": {"_core", "binds", "config", "errors"},
@@ -73,6 +73,7 @@ BELOW = {
     "router": {"_core"},
     "headers": set(),
     "args": {"errors"},
+    "compression": {"_core", "errors"},
     "cookies": {"dates"},
     "dates": set(),
     "documents": {"errors"},

@@ -1,0 +1,150 @@
+"""Handlers around handlers: replies that leave smaller, bodies that come so.
+
+Knows: content codings (RFC 9110, section 8.4.1), which of them this Python can write and read, and the words of a ctx.
+Never sees: a connection, the core. Invariant: a reply is touched only where that changes nothing but its size; a body
+that grows beyond its limit is never grown further than that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from fastserve.errors import BadRequest
+
+if TYPE_CHECKING:
+    from fastserve._core import RequestCtx
+
+__all__ = ["compress", "inflate"]
+
+Handler = Callable[["RequestCtx"], object]
+
+_SMALLER = re.compile(
+    r"text/(?!event-stream).*|.*\+(?:xml|json|text)|font/(?:ttf|otf|collection)|image/(?:bmp|x-icon|vnd\.microsoft\.icon)"
+    r"|application/(?:json|javascript|x-javascript|ecmascript|xml|wasm|rtf|graphql|vnd\.ms-fontobject|x-ndjson|toml|yaml)")
+"""Media types that are not compressed already."""
+
+_FULL_CODINGS: Final = 2
+"""Codings one on top of the other that are taken off a body: nobody needs more."""
+
+
+def _zlib(bits: int) -> Callable[[bytes], bytes]:
+    def deflated(body: bytes) -> bytes:
+        coder = zlib.compressobj(6, zlib.DEFLATED, bits)
+        return coder.compress(body) + coder.flush()
+
+    return deflated
+
+
+def _optional(name: str, function: str, **options: int) -> Callable[[bytes], bytes] | None:
+    try:
+        found: Any = importlib.import_module(name)
+    except ImportError:
+        return None
+    return lambda body: getattr(found, function)(body, **options)
+
+
+def _coders() -> dict[str, Callable[[bytes], bytes]]:
+    """By coding, the best ones first."""
+    zstd = _optional("compression.zstd", "compress") or _optional("zstandard", "compress")
+    brotli = _optional("brotli", "compress", quality=4)
+    every = {"zstd": zstd, "br": brotli, "gzip": _zlib(31), "deflate": _zlib(15)}
+    return {coding: coder for coding, coder in every.items() if coder is not None}
+
+
+def compress(handler: Handler, *, minimum: int = 500) -> Handler:
+    """A handler that compresses what `handler` replies, in the way that the client likes best: zstd (Python 3.14, or
+    with zstandard installed), br (with brotli installed), gzip or deflate.
+
+    Left alone are bodies of fewer than `minimum` bytes, types that are compressed already, streams and files, replies
+    with a Content-Encoding, with a part of the whole, or with `Cache-Control: no-transform`. Where the client's
+    Accept-Encoding decided, Vary says so; a strong ETag becomes a weak one (RFC 9110, section 8.8.3).
+
+    What a page repeats of its request beside a secret can be guessed by how well it compresses (BREACH): leave such
+    pages out.
+    """
+    coders = _coders()
+
+    def compressing(ctx: RequestCtx) -> object:
+        answer = handler(ctx)
+        if not ctx.response_started:
+            _shrink(ctx, coders, minimum)
+        return answer
+
+    return compressing
+
+
+def _shrink(ctx: RequestCtx, coders: dict[str, Callable[[bytes], bytes]], minimum: int) -> None:
+    body = ctx.response_body
+    if len(body) < minimum or ctx.status in (204, 205, 206, 304):
+        return
+    if not _SMALLER.fullmatch(ctx.content_type.partition(";")[0].strip().lower()):
+        return
+    fields = [(name.lower(), value) for name, value in ctx.response_headers]
+    names = {name for name, _ in fields}
+    if "content-encoding" in names or "content-range" in names or any(
+            name == "cache-control" and "no-transform" in value.lower() for name, value in fields):
+        return
+    varies = {word.strip().lower() for name, value in fields if name == "vary" for word in value.split(",")}
+    if not varies & {"*", "accept-encoding"}:
+        ctx.add_header("Vary", "Accept-Encoding")
+    coding = ctx.accepts_encoding(*coders)
+    if coding is None:
+        return
+    smaller = coders[coding](body)
+    if len(smaller) >= len(body):
+        return
+    ctx.set_body(smaller)
+    ctx.set_header("Content-Encoding", coding)
+    for name, value in fields:
+        if name == "etag" and not value.startswith("W/"):
+            ctx.set_header("ETag", f"W/{value}")
+
+
+def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
+    """A handler that takes the codings gzip and deflate off a request's body before `handler` sees it in `ctx.body`,
+    `ctx.json()` and the like.
+
+    `limit`: bytes that a body may grow to (None: `ctx.max_body_size`); 413 beyond. 400: it is not what its
+    Content-Encoding says. 415 with Accept-Encoding: another coding, or more than two of them (RFC 9110, section
+    15.5.16).
+    """
+    def inflating(ctx: RequestCtx) -> object:
+        words = ",".join(ctx.headers.getall("content-encoding")).split(",")
+        codings = [coding for word in words if (coding := word.strip(" \t").lower()) not in ("", "identity")]
+        if codings:
+            if len(codings) > _FULL_CODINGS or not set(codings) <= {"gzip", "x-gzip", "deflate"}:
+                ctx.error("Unsupported Media Type", 415)
+                ctx.set_header("Accept-Encoding", "gzip, deflate")
+                return None
+            body = ctx.body
+            for coding in reversed(codings):
+                body = _inflated(body, coding, ctx.max_body_size if limit is None else limit)
+            ctx.replace_body(body)
+        return handler(ctx)
+
+    return inflating
+
+
+def _inflated(body: bytes, coding: str, limit: int) -> bytes:
+    """Of gzip any number of members (RFC 1952, section 2.2); of deflate the zlib format (RFC 9110, section 8.4.1.2)."""
+    parts: list[bytes] = []
+    left = limit
+    rest = body
+    while rest or not parts:
+        decoder = zlib.decompressobj(15 if coding == "deflate" else 31)
+        try:
+            part = decoder.decompress(rest, left + 1)
+        except zlib.error as error:
+            raise BadRequest(f"the body is not {coding}") from error
+        left -= len(part)
+        if left < 0:
+            raise BadRequest("", 413)
+        if not decoder.eof or (coding == "deflate" and decoder.unused_data):
+            raise BadRequest(f"the body is not {coding}")
+        parts.append(part)
+        rest = decoder.unused_data
+    return b"".join(parts)
