@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from case import FAIL, PASS, SKIPPED, Bench, Case, Verdict
 from client import Client, gather, request
 from contenders import BODY, PIPELINED, check_hello
-from measure import CONNECTIONS, BenchError, Server, interleave, running
+from measure import CONNECTIONS, BenchError, Series, Server, interleave, load, running
 
 STALL = 3.0                 # how long /gil keeps the GIL, in seconds
 NEWCOMERS = 50
@@ -61,6 +62,33 @@ def access_log(bench: Bench) -> Verdict:
             series = interleave(servers, bench.effort, HELLO, check_hello)
     more = statistics.median(b.cpu_us - a.cpu_us for a, b in zip(*(one.rounds for one in series), strict=True))
     return Verdict(judge(more <= 0.4), f"{more:+.2f} us", series, {"more_us": more})
+
+
+def beyond_hello(bench: Bench, handler: str, message: bytes, most: float, note: str = "") -> Verdict:
+    """What a handler, and the request that it is for, cost beyond hello."""
+    with running([bench.contenders.fastserve(name) for name in ("hello", handler)]) as servers:
+        series = [Series(server.name) for server in servers]
+        for number in range(-1, bench.effort.rounds):       # the first one warms up
+            for server, one, raw in zip(servers, series, (HELLO, message), strict=True):
+                done = load(server, bench.effort.seconds, raw)
+                if number >= 0:
+                    one.rounds.append(done)
+    more = statistics.median(b.cpu_us - a.cpu_us for a, b in zip(*(one.rounds for one in series), strict=True))
+    return Verdict(judge(more <= most), f"{more:+.2f} us{note}", series, {"more_us": more})
+
+
+def words(bench: Bench) -> Verdict:
+    message = request("/a/path?name=World&page=7", "X-Trace: 4bf92f3577b34da6", "Cookie: session=0123456789abcdef")
+    return beyond_hello(bench, "words", message, 1.5)
+
+
+def write_json(bench: Bench) -> Verdict:
+    has_orjson = not subprocess.run([bench.python, "-c", "import orjson"], stderr=subprocess.DEVNULL).returncode
+    if has_orjson:
+        return beyond_hello(bench, "message", HELLO, 2.0, " with orjson")
+    verdict = beyond_hello(bench, "message", HELLO, 2.0, " with the standard library")
+    verdict.state = MEASURED
+    return verdict
 
 
 @contextlib.contextmanager
@@ -203,6 +231,10 @@ ALONE = (
          some_sleep, quick=False),
     Case("all-sleep", "every handler sleeps 10 ms, 72 workers (ideal 6,400 requests/s)",
          "at least 5,700 requests/s", all_sleep, quick=False),
+    Case("words", "path, two arguments, a field and a cookie read, 100 bytes back: CPU a request / hello's",
+         "at most 1.50 us more", words, quick=False),
+    Case("write-json", "`write_json` of a small object: CPU a request / hello's", "at most 2.00 us more with orjson",
+         write_json, quick=False),
     Case("access-log", "hello: CPU a request with an access log in a file / without", "at most 0.40 us more",
          access_log, quick=False),
     Case("one-computes", "hello while one connection computes 50 ms of Python in a loop",

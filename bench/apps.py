@@ -82,6 +82,17 @@ def head(ctx):
     text(ctx, shapes.lengths(ctx.headers.get))
 
 
+def words(ctx):
+    """What a small application reads, and 100 bytes back."""
+    args = ctx.query
+    if ctx.path and args["name"] and args["page"] and ctx.headers["X-Trace"] and ctx.cookies["session"]:
+        text(ctx, HUNDRED)
+
+
+def message(ctx):
+    ctx.write_json(MESSAGE)
+
+
 def document(ctx):
     ctx.content_type = shapes.JSON
     ctx.write(json.dumps(shapes.DOCUMENT))
@@ -101,6 +112,9 @@ def file(ctx):
     ctx.content_type = shapes.BINARY
     ctx.set_body(shapes.FILE.read_bytes())
 
+
+HUNDRED = b"x" * 100
+MESSAGE = {"message": "Hello, World!"}
 
 ROUTES = {
     "/": lambda ctx: text(ctx, shapes.HELLO),
@@ -125,7 +139,8 @@ def every_shape(ctx):
         ctx.not_found()
 
 
-HANDLERS = {handler.__name__: handler for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil)}
+HANDLERS = {handler.__name__: handler
+            for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil, words, message)}
 HANDLERS["shapes"] = every_shape
 
 

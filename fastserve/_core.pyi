@@ -11,6 +11,9 @@ from fastserve.headers import Fields
 
 Data = bytes | bytearray | memoryview | str
 
+def parse_args(raw: bytes) -> Args: ...
+def parse_cookies(fields: list[str]) -> dict[str, str]: ...
+
 @final
 class Headers:
     def __init__(self) -> None: ...

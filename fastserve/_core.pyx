@@ -1613,5 +1613,6 @@ cdef void give_handed(House* h, Handed* handed) noexcept nogil:
 include "_log.pxi"
 include "_probes.pxi"
 include "_stream.pxi"
+include "_args.pxi"
 include "_ctx.pxi"
 include "_worker.pxi"

@@ -20,7 +20,6 @@ from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
 import socket as _socket
 from urllib.parse import quote as _quote
 
-from fastserve.args import Args, parse_cookies
 from fastserve.cookies import cookie_key, format_cookie
 from fastserve.dates import parse_date
 from fastserve.documents import read_json, write_json
@@ -107,7 +106,7 @@ cdef class RequestCtx:
     cdef Buffer trailer_fields  # of the reply
     cdef Buffer body_buffer
     cdef bint keeps             # one of the next is there
-    cdef object query_args, form_args, form_files
+    cdef object query_args, form_args, form_files, cookie_values
     cdef object path_params, own_values     # dicts
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
@@ -141,7 +140,7 @@ cdef class RequestCtx:
             if self.keeps:
                 self.keeps = False
                 self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
-                self.path_params = self.own_values = self.own_body = None
+                self.path_params = self.own_values = self.own_body = self.cookie_values = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -294,7 +293,7 @@ cdef class RequestCtx:
             if self.query_args is not None:
                 return self.query_args
             raw = self.span(self.head.query)
-        args = Args.parse(raw)
+        args = parse_args(raw)
         with cython.critical_section(self):
             self.check()
             self.keeps = True
@@ -489,7 +488,7 @@ cdef class RequestCtx:
             except ValueError as error:
                 raise BadRequest(str(error)) from error
         else:
-            args, files = Args.parse(self.body if kind == "application/x-www-form-urlencoded" else b""), Files()
+            args, files = parse_args(self.body if kind == "application/x-www-form-urlencoded" else b""), Files()
         with cython.critical_section(self):
             self.check()
             if self.form_args is None:
@@ -499,8 +498,18 @@ cdef class RequestCtx:
 
     @property
     def cookies(self) -> dict[str, str]:
-        """The cookies of the request (RFC 6265, section 5.4); of one name the first counts."""
-        return parse_cookies(self.headers.getall("cookie"))
+        """The cookies of the request (RFC 6265, section 5.4), read at first use; of one name the first counts."""
+        with cython.critical_section(self):
+            self.check()
+            if self.cookie_values is not None:
+                return self.cookie_values
+        values = parse_cookies(self.headers.getall("cookie"))
+        with cython.critical_section(self):
+            self.check()
+            if self.cookie_values is None:
+                self.keeps = True
+                self.cookie_values = values
+            return self.cookie_values
 
     @property
     def user_agent(self) -> str:

@@ -1,9 +1,8 @@
-"""Queries, urlencoded forms and cookies as Python sees them.
+"""Queries and urlencoded forms as Python sees them.
 
-Knows: `application/x-www-form-urlencoded` (WHATWG URL, section 5.1) and the Cookie field (RFC 6265).
-Never sees: a connection, a ctx. Invariant: a map owns what it holds, and nothing in it expires; time and
-memory are linear in the bytes that came, whatever they are; what is no number where a number is asked for is the
-client's fault.
+Knows: maps from a name to its values, and what numbers look like in them. Never sees: bytes (the core reads those), a
+connection, a ctx. Invariant: a map owns what it holds, and nothing in it expires; what is no number where a number is
+asked for is the client's fault.
 """
 
 import builtins
@@ -13,20 +12,15 @@ from typing import Generic, TypeVar, overload
 
 from fastserve.errors import BadRequest
 
-__all__ = ["Args", "Pairs", "parse_cookies"]
+__all__ = ["Args", "Pairs"]
 
 FIELDS_MAX = 1000
 """Parts that are read of one query, form or set of cookies, empty ones counted; what comes behind them is
 left out. No page has as many controls, and a lookup, which goes through all, stays in the microseconds."""
 
-SLICE = 65536
-"""Bytes that are percent-decoded at a time: each escape is an object or two for a moment, many times its
-size; a whole body of them at once took 740 MiB for 4."""
-
 T = TypeVar("T")
 D = TypeVar("D")
 
-_ESCAPE = re.compile(rb"%(?=[0-9A-Fa-f]{2})")
 _INT = re.compile(r"-?[0-9]{1,18}")
 _FLOAT = re.compile(r"-?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,2})?")
 _BOOLS = {"1": True, "t": True, "true": True, "y": True, "yes": True, "on": True,
@@ -93,17 +87,6 @@ class Args(Pairs[str]):
 
     __slots__ = ()
 
-    @classmethod
-    def parse(cls, raw: bytes) -> "Args":
-        """Splits at `&`, then at the first `=`; `+` is a space; a `%` without two digits stands for
-        itself; empty parts are left out, and so is what lies behind `FIELDS_MAX` parts."""
-        pairs = []
-        for part in raw.split(b"&", FIELDS_MAX)[:FIELDS_MAX]:
-            if part:
-                name, _, value = part.partition(b"=")
-                pairs.append((_decode(name), _decode(value)))
-        return cls(pairs)
-
     @overload
     def int(self, name: str) -> builtins.int | None: ...
     @overload
@@ -147,50 +130,3 @@ class Args(Pairs[str]):
         if not pattern.fullmatch(text):
             raise BadRequest(f"{name} must be {what}")
         return text
-
-
-def parse_cookies(fields: Iterable[str]) -> dict[str, str]:
-    """The cookies of all Cookie fields, as sent (latin-1, nothing decoded).
-
-    Of one name the first counts: a browser puts the cookie with the longest path first (RFC 6265, section
-    5.4). A part without `=` or without a name is none. Spaces and tabs around a name or a value are not
-    part of it, and neither is one pair of quotes around a value; a quote does not protect a `;`. No other
-    character is taken off: a browser sends `U+00A0 __Host-id` for a cookie that anybody may set.
-    """
-    cookies: dict[str, str] = {}
-    left = FIELDS_MAX
-    for field in fields:
-        for part in field.split(";", left)[:left]:
-            left -= 1
-            name, equals, value = part.partition("=")
-            name, value = name.strip(" \t"), value.strip(" \t")
-            if equals and name:
-                if len(value) > 1 and value[0] == value[-1] == '"':
-                    value = value[1:-1]
-                cookies.setdefault(name, value)
-    return cookies
-
-
-def _decode(raw: bytes) -> str:
-    raw = raw.replace(b"+", b" ")
-    if b"%" in raw:
-        raw = b"".join(_unescape(piece) for piece in _slices(raw))
-    return raw.decode("utf-8", "replace")
-
-
-def _slices(raw: bytes) -> Iterator[bytes]:
-    """Pieces of at most SLICE bytes, none of which ends within an escape."""
-    at = 0
-    while at < len(raw):
-        end = at + SLICE
-        if end < len(raw):
-            percent = raw.rfind(b"%", end - 2, end)
-            end = end if percent < 0 else percent
-        yield raw[at:end]
-        at = end
-
-
-def _unescape(raw: bytes) -> bytes:
-    """`%41` becomes `\\x41`, which a codec of Python reads ten times as fast as a loop would."""
-    raw = _ESCAPE.sub(rb"\\x", raw.replace(b"\\", rb"\\"))
-    return raw.decode("unicode_escape").encode("latin-1")

@@ -1,7 +1,7 @@
 """Set-Cookie as a browser must understand it.
 
 Knows: the grammar and the rules of RFC 6265 and of its successor (draft-ietf-httpbis-rfc6265bis: SameSite, the prefixes
-of names) and Partitioned. Never sees: a ctx, a request (`args.parse_cookies` reads those). Invariant: a cookie that a
+of names) and Partitioned. Never sees: a ctx, a request (the core reads those). Invariant: a cookie that a
 browser would throw away, or take for another, is a ValueError here.
 """
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.args import parse_cookies
+from fastserve._core import parse_cookies
 from fastserve.cookies import cookie_key, format_cookie
 
 OCTETS = "".join(chr(c) for c in range(0x21, 0x7f) if chr(c) not in '",;\\')
