@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from case import FAIL, PASS, SKIPPED, Bench, Case, Verdict
+from case import FAIL, MEASURED, PASS, SKIPPED, Bench, Case, Verdict
 from client import Client, gather, request
 from contenders import BODY, PIPELINED, check_hello
 from measure import CONNECTIONS, BenchError, Series, Server, interleave, load, running
