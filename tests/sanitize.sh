@@ -4,7 +4,7 @@
 #   sanitize.sh address [pytest arguments]   memory errors and undefined behaviour
 #   sanitize.sh thread [pytest arguments]    data races
 #
-# The arguments are tests/live unless said otherwise.
+# The arguments are tests/live and what of tests/unit reads bytes in the core unless said otherwise.
 # PYTHON chooses the interpreter (one with a GIL: the sanitizer sees its mutexes, but not the atomics
 # inside a free-threaded one). The build goes into an environment of its own below build/.
 set -eu
@@ -25,7 +25,7 @@ place=$root/build/sanitize-$kind
 [ -x "$place/bin/pytest" ] || "${PYTHON:-python3}" -m venv "$place"
 FASTSERVE_CFLAGS=$flags "$place/bin/pip" install --quiet '.[test]'
 
-[ $# -gt 0 ] || set -- tests/live
+[ $# -gt 0 ] || set -- tests/live tests/unit/test_args.py
 if [ $kind = address ]; then
     LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         PYTHONMALLOC=malloc "$place/bin/pytest" -q "$@"
