@@ -109,8 +109,7 @@ def megabyte(ctx):
 
 
 def file(ctx):
-    ctx.content_type = shapes.BINARY
-    ctx.set_body(shapes.FILE.read_bytes())
+    ctx.send_file(shapes.FILE, shapes.BINARY)
 
 
 HUNDRED = b"x" * 100

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastserve.forms import File, Files
     from fastserve.router import Router
     from fastserve.server import Server
+    from fastserve.static import StaticFiles
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Server",
     "ServerClosed",
     "StartError",
+    "StaticFiles",
     "compress",
     "inflate",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "RequestCtx": "fastserve.server",
     "Router": "fastserve.router",
     "Server": "fastserve.server",
+    "StaticFiles": "fastserve.static",
     "compress": "fastserve.compression",
     "inflate": "fastserve.compression",
 }

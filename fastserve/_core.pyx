@@ -23,10 +23,10 @@ from fastserve.engine.atomics cimport (
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
-    ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_MEMORY, LARGE_OBJECT, LINGER, NO_LARGE,
-    OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Output, input_compact,
-    input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_take, slots_make,
-    slots_unmake,
+    ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_FILE, LARGE_MEMORY, LARGE_OBJECT, LINGER,
+    NO_LARGE, OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Output,
+    input_compact, input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_take,
+    slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
@@ -43,7 +43,7 @@ from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
     AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end,
-    net_no_delay, net_recv, net_send, net_send_two, net_spare, net_wait, sockaddr_in6,
+    net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_spare, net_wait, sockaddr_in6,
 )
 from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
 from fastserve.engine.poll cimport (
@@ -124,6 +124,8 @@ cdef const char* TOO_MANY_OF_ONE = b"The number of connections from your ip exce
 cdef struct Handed:
     # Who owns the body of a reply, should the connection have to keep it.
     void* owner
+    int file
+    int64_t at
     uint8_t kind
 
 cdef struct Outlet:
@@ -791,6 +793,8 @@ cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed
         c.large.size = reply.body_size if body else 0
         c.large.sent = 0
         c.large.owner = handed.owner
+        c.large.file = handed.file
+        c.large.at = handed.at
         c.large.kind = handed.kind
     elif body:
         p = put(p, reply.body, reply.body_size)
@@ -947,7 +951,11 @@ cdef int push_out(Conn* c, size_t most) noexcept nogil:
     cdef size_t body = c.large.size - c.large.sent
     cdef ssize_t n
     while head + body and most:
-        n = net_send_two(c.fd, o.data + o.start, head, c.large.data + c.large.sent, lesser(body, most))
+        if c.large.kind == LARGE_FILE:
+            n = net_send_file(c.fd, o.data + o.start, head, c.large.file, c.large.at + <int64_t>c.large.sent,
+                              lesser(body, most))
+        else:
+            n = net_send_two(c.fd, o.data + o.start, head, c.large.data + c.large.sent, lesser(body, most))
         if n < 0:
             return <int>n
         c.sent += n
@@ -1607,6 +1615,8 @@ cdef void give_handed(House* h, Handed* handed) noexcept nogil:
         house_drops(h, handed.owner)
     elif handed.kind == LARGE_MEMORY:
         mem_give(handed.owner)
+    elif handed.kind == LARGE_FILE:
+        c_close(handed.file)
     handed.kind = NO_LARGE
 
 

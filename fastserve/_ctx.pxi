@@ -14,9 +14,12 @@ from cpython.unicode cimport (
 )
 
 from fastserve.engine.body cimport unfit_trailer
+from fastserve.engine.files cimport Opened, c_pread, file_look, file_open, file_open_beneath
 from fastserve.engine.net cimport AF_INET, AF_INET6
 from fastserve.engine.scan cimport scan_same_text, scan_token, scan_value
 
+import errno as _errno
+import os as _os
 import socket as _socket
 from urllib.parse import quote as _quote
 
@@ -28,6 +31,7 @@ from fastserve.forms import Files, parse_multipart
 from fastserve.forwarded import Trust
 from fastserve.headers import Fields
 from fastserve.negotiation import best_encoding, best_type
+from fastserve.sending import send_opened, type_of
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -52,6 +56,7 @@ cdef enum:
     FIELDS_FIRST = 1024
     WHOLE_FROM = 4096           # set_body(bytes) from this size on is sent from the object itself
     TYPE_MAX = 1024
+    FILE_READ = 16384           # bytes of a file, up to which they are copied into the reply
     DONE_LOOK = 100_000_000     # nanoseconds: the end of a call rings no bell
 
 cdef struct Buffer:
@@ -112,13 +117,20 @@ cdef class RequestCtx:
     cdef object streamed_body   # what `body` has read from the stream
     cdef object own_body        # what replaces it
     cdef object body_object     # exact bytes that the reply is sent from
+    cdef int file               # -1, or open: the reply is sent from it
+    cdef int64_t file_at
+    cdef int64_t file_size
     cdef object trust           # in what proxies say; None: in nothing
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
+
+    def __cinit__(self):
+        self.file = -1
 
     def __init__(self):
         raise TypeError("a RequestCtx is made by the server and lent to a handler")
 
     def __dealloc__(self):
+        self.drop_file()
         mem_give(self.fields.data)
         mem_give(self.trailer_fields.data)
         mem_give(self.body_buffer.data)
@@ -149,11 +161,17 @@ cdef class RequestCtx:
         self.fields.size = 0
         self.trailer_fields.size = 0
         self.body_object = None
+        self.drop_file()
         self.body_buffer.size = 0
         if self.body_buffer.room > BUFFER_KEPT:
             mem_give(self.body_buffer.data)
             self.body_buffer.data = NULL
             self.body_buffer.room = 0
+
+    cdef void drop_file(self) noexcept:
+        if self.file >= 0:
+            c_close(self.file)
+            self.file = -1
 
     cdef void hand(self, Conn* c, Handed* handed) noexcept:
         """Fills in what grew: once, behind `end`. A body that may not fit into the connection's output
@@ -162,7 +180,11 @@ cdef class RequestCtx:
         cdef size_t room = OUTPUT_ROOM - taken if taken < OUTPUT_ROOM else 0
         self.point_out_fields()
         handed.kind = NO_LARGE
-        if self.body_object is not None:
+        if self.file >= 0:
+            self.reply.body_size = <size_t>self.file_size
+            handed.file, handed.at, handed.kind = self.file, self.file_at, LARGE_FILE
+            self.file = -1
+        elif self.body_object is not None:
             self.reply.body = PyBytes_AS_STRING(self.body_object)
             self.reply.body_size = <size_t>PyBytes_GET_SIZE(self.body_object)
             if self.reply.body_size > room:
@@ -694,6 +716,7 @@ cdef class RequestCtx:
             size = PyBytes_GET_SIZE(data)
         with cython.critical_section(self):
             self.check_open()
+            self.drop_file()
             if self.body_object is not None:
                 buffer_put(&self.body_buffer, PyBytes_AS_STRING(self.body_object),
                            PyBytes_GET_SIZE(self.body_object), BUFFER_FIRST)
@@ -705,6 +728,7 @@ cdef class RequestCtx:
         data = as_bytes(data)
         with cython.critical_section(self):
             self.check_open()
+            self.drop_file()
             self.body_buffer.size = 0
             self.body_object = None
             if PyBytes_GET_SIZE(data) >= WHOLE_FROM:
@@ -765,7 +789,7 @@ cdef class RequestCtx:
 
     @property
     def response_body(self) -> bytes:
-        """The body that was written so far; of a streamed reply nothing."""
+        """The body that was written so far; of a file or a streamed reply nothing."""
         with cython.critical_section(self):
             self.check()
             if self.body_object is not None:
@@ -847,6 +871,61 @@ cdef class RequestCtx:
                 buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
             self.append("set-cookie", "Set-Cookie", cookie)
         return 0
+
+    def set_body_file(self, fd: int, start: int, size: int) -> None:
+        """Replaces the body by `size` bytes of an open file, from `start` on, which leave by sendfile without the GIL.
+        The descriptor is the server's from here on, and closed by it, also where this raises. A file that becomes
+        shorter while it is sent breaks the connection off. OSError, ValueError: there is no such part."""
+        cdef int descriptor = fd
+        cdef int64_t at = start, whole = size, got = 0
+        cdef ssize_t n = 1
+        cdef char small[FILE_READ]
+        try:
+            if at < 0 or whole < 0:
+                raise ValueError(f"no part of a file: {start}, {size}")
+            self.set_body(b"")
+            if whole <= FILE_READ:
+                # One message with its head, in one batch with others.
+                with nogil:
+                    while got < whole and n > 0:
+                        n = c_pread(descriptor, small + got, <size_t>(whole - got), at + got)
+                        got += n if n > 0 else 0
+                if got < whole:
+                    raise OSError(_errno.EIO, "the file has become shorter")
+                self.write(PyBytes_FromStringAndSize(small, got))
+                return
+            with cython.critical_section(self):
+                self.check_open()
+                self.file, self.file_at, self.file_size = descriptor, at, whole
+                descriptor = -1
+        finally:
+            if descriptor >= 0:
+                c_close(descriptor)
+
+    def send_file(self, file: str | PathLike | int, content_type: str = "") -> None:
+        """The file is the reply: sent by sendfile without the GIL, and not looked at by Python.
+
+        `file` is a path, or a descriptor, which stays the caller's. The media type is `content_type`, or that of the
+        path's suffix, else `application/octet-stream`. Last-Modified, Accept-Ranges and an ETag made of size and time
+        are set unless they were. For GET and HEAD, while `status` is 200, conditions are answered with 304 or 412
+        (RFC 9110, section 13) and Range with 206 or 416 (section 14).
+
+        OSError: it cannot be opened; IsADirectoryError; PermissionError also for what is no regular file.
+        """
+        cdef Opened opened
+        cdef bytes path
+        if isinstance(file, int):
+            self.check_open()
+            opened.fd = c_fcntl(file, F_DUPFD_CLOEXEC, 0)
+            if opened.fd < 0:
+                raise OSError(_errno.EBADF, _os.strerror(_errno.EBADF))
+            file_look(&opened)
+            send_opened(self, opened_of(&opened, None), content_type or type_of(""))
+        else:
+            path = path_of(file)
+            self.check_open()
+            file_start(&opened, path)
+            send_opened(self, opened_of(&opened, file), content_type or type_of(_os.fsdecode(path)))
 
     def redirect(self, location: str, status: int = 302) -> None:
         """301, 302, 303, 307 or 308 to `location`, in which characters that no URI may have are
@@ -991,6 +1070,37 @@ cdef class RequestCtx:
         self.check_open()
         self.fields.size = 0
         return buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
+
+
+cdef bytes path_of(object file):
+    cdef bytes path = _os.fsencode(file)
+    if b"\0" in path:
+        raise FileNotFoundError(_errno.ENOENT, "a path has no NUL", file)
+    return path
+
+
+cdef void file_start(Opened* opened, bytes path) noexcept:
+    cdef const char* text = PyBytes_AS_STRING(path)
+    with nogil:
+        file_open(opened, text)
+
+
+cdef tuple opened_of(Opened* opened, object name):
+    """Descriptor, size, nanoseconds of its last change; OSError."""
+    if opened.fd < 0:
+        raise OSError(-opened.fd, _os.strerror(-opened.fd), name)
+    return opened.fd, opened.size, opened.changed
+
+
+def open_beneath(int root, object name) -> tuple[int, int, int]:
+    """Opens a regular file below an open directory, wherever links lead: descriptor, size, nanoseconds of its last
+    change. `name` is relative and has no dot segments. OSError."""
+    cdef bytes path = bytes(bytearray(path_of(name)))       # its own: it is written to
+    cdef char* text = PyBytes_AS_STRING(path)
+    cdef Opened opened
+    with nogil:
+        file_open_beneath(&opened, root, text)
+    return opened_of(&opened, name)
 
 
 cdef bytes as_bytes(object data):

@@ -464,3 +464,17 @@ def log_line(bint json, dict given):
 
 include "_probe_lease.pxi"
 include "_probe_fuzz.pxi"
+
+
+# ---- files: where the kernel cannot say what lies below a directory ------------------------------------
+
+from fastserve.engine.files cimport Opened, file_walk
+
+
+def walk_beneath(int root, bytes path):
+    """Descriptor, or the errno negated, and size."""
+    cdef bytes own = bytes(bytearray(path))
+    cdef Opened opened
+    opened.size = 0
+    file_walk(&opened, root, own)
+    return opened.fd, opened.size

@@ -47,6 +47,7 @@ cdef enum:                  # why bytes of `Large` are still held
     NO_LARGE = 0
     LARGE_OBJECT = 1        # a Python object owns them: dropped when the GIL is held
     LARGE_MEMORY = 2        # ours: mem_give
+    LARGE_FILE = 3          # they are in a file, whose descriptor is ours
 
 
 cdef struct Input:
@@ -76,6 +77,8 @@ cdef struct Large:
     size_t size
     size_t sent
     void* owner
+    int file
+    int64_t at              # of the first of them in the file
 
 
 cdef struct Conn:

@@ -25,7 +25,7 @@ cdef extern from "<sys/socket.h>" nogil:
         iovec* msg_iov
         size_t msg_iovlen
     int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
-    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_MORE, SHUT_RDWR, SHUT_WR
     int IPPROTO_TCP, SOL_SOCKET, SO_LINGER
     struct c_linger "linger":
         int l_onoff
@@ -37,6 +37,10 @@ cdef extern from "<sys/socket.h>" nogil:
     int c_connect "connect"(int fd, const sockaddr* address, socklen_t size) noexcept
     int c_shutdown "shutdown"(int fd, int how) noexcept
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept
+
+cdef extern from "<sys/sendfile.h>" nogil:
+    ctypedef int64_t off_t
+    ssize_t c_sendfile "sendfile"(int out, int file, off_t* at, size_t size) noexcept
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -150,6 +154,25 @@ cdef inline ssize_t net_send(int fd, const void* data, size_t size) noexcept nog
     while n < 0 and errno == EINTR:
         n = c_send(fd, data, size, MSG_NOSIGNAL)
     return net_verdict(n)
+
+
+cdef inline ssize_t net_send_file(int fd, const void* first, size_t first_size, int file, int64_t at,
+                                  size_t size) noexcept nogil:
+    """A part from memory, which may be empty, and behind it `size` bytes of a file; GONE if it has become shorter."""
+    cdef off_t place = at
+    cdef ssize_t n = 0, m
+    if first_size:
+        n = c_send(fd, first, first_size, MSG_NOSIGNAL | (MSG_MORE if size else 0))
+        while n < 0 and errno == EINTR:
+            n = c_send(fd, first, first_size, MSG_NOSIGNAL | (MSG_MORE if size else 0))
+        if n < <ssize_t>first_size or size == 0:
+            return net_verdict(n)
+    m = c_sendfile(fd, file, &place, size)
+    while m < 0 and errno == EINTR:
+        m = c_sendfile(fd, file, &place, size)
+    if m > 0:
+        return n + m
+    return n if n else net_verdict(m)
 
 
 cdef inline ssize_t net_send_two(int fd, const void* first, size_t first_size,

@@ -15,13 +15,14 @@ from fastserve.engine.atomics cimport (
 )
 from fastserve.engine.batch cimport Batch
 from fastserve.engine.conn cimport (
-    LARGE_MEMORY, LARGE_OBJECT, NO_LARGE, Conn, Input, Output, Queue, Slots, input_at, slot_tag,
+    LARGE_FILE, LARGE_MEMORY, LARGE_OBJECT, NO_LARGE, Conn, Input, Output, Queue, Slots, input_at, slot_tag,
 )
 from fastserve.engine.deadline cimport Deadlines, timer_start, timer_touch
 from fastserve.engine.http1 cimport http1_begin
 from fastserve.engine.lease cimport Crew, Lease
 from fastserve.engine.limits cimport Limits
 from fastserve.engine.metrics cimport Histogram
+from fastserve.engine.net cimport c_close
 from fastserve.engine.peers cimport Peers
 from fastserve.engine.poll cimport poll_add, poll_change
 from fastserve.engine.pool cimport (
@@ -292,6 +293,8 @@ cdef inline void give_large(Reactor* r, Conn* c) noexcept nogil:
         house_drops(r.house, c.large.owner)
     elif c.large.kind == LARGE_MEMORY:
         mem_give(c.large.owner)
+    elif c.large.kind == LARGE_FILE:
+        c_close(c.large.file)
     c.large.kind = NO_LARGE
     c.large.size = c.large.sent = 0
 

@@ -508,7 +508,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "del_header": ("X-Late",), "error": ("late", 500), "not_found": (), "redirect": ("/late",), "json": (),
     "add_trailer": ("X-Late", "1"), "early_hints": (), "stream": ((),), "not_modified": (), "write_json": ({},),
     "accepts": ("text/html",), "accepts_encoding": ("gzip",), "set_cookie": ("late", "1"), "delete_cookie": ("late",),
-    "replace_body": (b"[1]",),
+    "replace_body": (b"[1]",), "set_body_file": (-1, 0, 0), "send_file": (__file__,),
 }
 """How each method is called; a method that is not listed here fails the tests below."""
 

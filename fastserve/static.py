@@ -1,0 +1,106 @@
+"""The files below a directory, by path.
+
+Knows: which names are served, and what a client is told of those that are not. Never sees: how a file leaves.
+Invariant: nothing outside of the directory is ever opened, whatever is asked for and wherever links lead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from fastserve._core import open_beneath
+from fastserve.sending import send_opened, type_of
+
+if TYPE_CHECKING:
+    from fastserve._core import RequestCtx
+
+__all__ = ["StaticFiles"]
+
+_CODINGS: Final = {"zstd": ".zst", "br": ".br", "gzip": ".gz"}
+
+_MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO))
+_FORBIDDEN: Final = frozenset((errno.EACCES, errno.EPERM, errno.ELOOP, errno.EXDEV))
+_SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+class StaticFiles:
+    """A handler that sends the files below a directory, as `ctx.send_file` does.
+
+        router.get("/static/{name:path}", StaticFiles("public", prefix="/static/"))
+
+    The file is named by `ctx.path` without `prefix`. GET and HEAD; other methods: 405. 404: there is none, a segment is
+    empty, `.` or `..` or begins with a dot (`.well-known` aside), or the path does not start with `prefix`. 403: it may
+    not be read, it is no regular file, or a link leads out of the directory (before Linux 5.6: any link). A path that
+    ends with a slash is its `index`; a directory without the slash: 308 to the path with it.
+
+    `precompressed`: where the client likes it, a file beside the named one is sent for it whose name ends with `.zst`,
+    `.br` or `.gz` more. OSError: `root` cannot be opened; it is opened once, and kept until the object is gone.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, prefix: str = "/", index: str = "index.html",
+                 precompressed: bool = False) -> None:
+        if not (prefix.startswith("/") and prefix.endswith("/")):
+            raise ValueError(f"a prefix begins and ends with a slash: {prefix!r}")
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._prefix = prefix
+        self._index = index
+        self._precompressed = precompressed
+
+    def __del__(self) -> None:
+        if hasattr(self, "_root"):
+            os.close(self._root)
+
+    def __call__(self, ctx: RequestCtx) -> None:
+        if not (ctx.is_get or ctx.is_head):
+            ctx.error("Method Not Allowed", 405)
+            ctx.set_header("Allow", "GET, HEAD")
+            return
+        path = ctx.path
+        if not path.startswith(self._prefix):
+            ctx.not_found()
+            return
+        name = path[len(self._prefix):]
+        if name == "" or name.endswith("/"):
+            name += self._index
+        if "\0" in name or not all(map(_is_served, name.split("/"))):
+            ctx.not_found()
+            return
+        try:
+            self._send(ctx, name)
+        except OSError as error:
+            self._refuse(ctx, path, error)
+
+    def _send(self, ctx: RequestCtx, name: str) -> None:
+        if self._precompressed:
+            ctx.add_header("Vary", "Accept-Encoding")
+            liked = list(_CODINGS)
+            while coding := ctx.accepts_encoding(*liked):
+                liked.remove(coding)
+                try:
+                    opened = open_beneath(self._root, name + _CODINGS[coding])
+                except OSError:
+                    continue
+                ctx.set_header("Content-Encoding", coding)
+                send_opened(ctx, opened, type_of(name))
+                return
+        send_opened(ctx, open_beneath(self._root, name), type_of(name))
+
+    def _refuse(self, ctx: RequestCtx, path: str, error: OSError) -> None:
+        if error.errno == errno.EISDIR and not path.endswith("/"):
+            query = ctx.query_string.decode("latin-1")
+            ctx.redirect("/" + ctx.raw_path.decode("latin-1").lstrip("/") + "/" + (f"?{query}" if query else ""), 308)
+        elif error.errno in _MISSING:
+            ctx.not_found()
+        elif error.errno in _FORBIDDEN:
+            ctx.error("Forbidden", 403)
+        elif error.errno in _SHORT:
+            ctx.error("Service Unavailable", 503)
+            ctx.set_header("Retry-After", "1")
+        else:
+            raise error
+
+
+def _is_served(segment: str) -> bool:
+    return segment == ".well-known" or (segment != "" and not segment.startswith("."))
