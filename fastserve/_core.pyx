@@ -43,7 +43,7 @@ from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
     AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end,
-    net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_spare, net_wait, sockaddr_in6,
+    net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_unread, net_spare, net_wait, sockaddr_in6,
 )
 from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
 from fastserve.engine.poll cimport (
@@ -281,6 +281,7 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
         if fd == DEAD:
             # Somebody has shut it down. It stays ours to close, but would wake us up for ever.
             poll_remove(r.epoll, r.listeners[i].fd)
+            r.listeners[i].dead = True
             note(h, NOTE_DEAD, 0)
             return False
         r.accept_pause = 0
@@ -364,7 +365,8 @@ cdef void make_way(Reactor* r) noexcept nogil:
     room: whoever holds such a place in silence does not hold it for long."""
     cdef Conn* c
     while load_u32(&r.house.rejected) > r.house.limits.reject_slots + PROBE_SLOTS:
-        c = <Conn*>deadlines_expired(&r.due[BY_LAST_PROBE], NEVER - 1)
+        # None of this turn: another reactor may hold those that are older.
+        c = <Conn*>deadlines_expired(&r.due[BY_LAST_PROBE], r.now + PROBE_PATIENCE - 1)
         if c is NULL:
             return
         turn_away(r, c)
@@ -927,8 +929,7 @@ cdef void send_waiting(Reactor* r) noexcept nogil:
         c.dirty = False
         if c.stalled:
             # It was not the reader that let it wait.
-            c.began = c.looked = r.now
-            c.progress = c.mark = c.sent
+            watch_reader(r, c)
         send_output(r, c)
 
 
@@ -1030,13 +1031,26 @@ cdef void stall(Reactor* r, Conn* c) noexcept nogil:
     """The socket is full: no more is read from this client until it has read."""
     if not c.stalled:
         c.stalled = True
-        c.began = c.looked = r.now
-        c.progress = c.mark = c.sent
-        time_by(r, c, BY_WRITE, r.now + earlier(r.house.limits.write_timeout, RATE_LOOK))
+        watch_reader(r, c)
+        time_by(r, c, BY_WRITE, r.now + write_look(&r.house.limits))
         arm(r, c, EPOLLOUT)
-    elif c.sent != c.mark:
-        c.mark = c.sent
-        c.looked = r.now
+
+
+cdef void watch_reader(Reactor* r, Conn* c) noexcept nogil:
+    """From now on it is judged."""
+    c.began = c.looked = r.now
+    c.progress = c.mark = arrived(c)
+
+
+cdef int64_t arrived(Conn* c) noexcept nogil:
+    """Bytes that the client's kernel has, of what was sent since all that was committed had left. (What the socket
+    takes is no progress of a reader's: it takes nothing for megabytes, and then megabytes.)"""
+    return c.sent - net_unread(c.fd)
+
+
+cdef int64_t write_look(Limits* lim) noexcept nogil:
+    """How often a stalled reader is looked at: it is cut so much late at most."""
+    return earlier((lim.write_timeout >> 3) + 1_000_000, RATE_LOOK)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1079,7 +1093,7 @@ cdef void take_home(Reactor* r) noexcept nogil:
                 c.committed = 0
                 log_reply(r, c, c.refused, 0 if is_method(c, b"HEAD", 4) else status_of(c.refused).phrase_size + 1,
                           c.refused == 504)
-                log_sent(r, c, c.owes)
+                log_sent(r, c, c.owes or c.aborted)
             linger(r, c)
             continue
         if c.resumes:
@@ -1245,19 +1259,24 @@ cdef void look_at_write(Reactor* r, Conn* c) noexcept nogil:
     """A reader is cut when nothing moved for write_timeout, or less than min_write_rate since it stalled."""
     cdef Limits* lim = &r.house.limits
     cdef int64_t passed = r.now - c.began
+    cdef int64_t come
     if c.state == AWAY or c.dirty:
         # Its worker's: it is judged when it is home. Or it waits for its share of a turn.
         time_by(r, c, BY_WRITE, r.now + RATE_LOOK)
         return
+    come = arrived(c)
+    if come != c.mark:
+        c.mark = come
+        c.looked = r.now
     if r.now - c.looked >= lim.write_timeout or (
-            passed >= <int64_t>RATE_LOOK and (c.sent - c.progress) < lim.min_write_rate * (passed // SECOND)):
+            passed >= <int64_t>RATE_LOOK and come - c.progress < lim.min_write_rate * (passed // SECOND)):
         count_u64(&r.stats.timed_out_write, 1)
         if c.state == READY:
             c.broken = True
         else:
             abort(r, c)
         return
-    time_by(r, c, BY_WRITE, earlier(c.looked + lim.write_timeout, r.now + RATE_LOOK))
+    time_by(r, c, BY_WRITE, earlier(c.looked + lim.write_timeout, r.now + write_look(lim)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1387,6 +1406,11 @@ cdef void cut(Reactor* r) noexcept nogil:
                 c.state == AWAY and load_u8(&c.claim) == EXPIRED):
             count_u64(&r.stats.cut, 1)
         if c.state == AWAY:
+            if cas_u8(&c.claim, WAITS, EXPIRED):
+                # No handler begins any more, and nobody is told.
+                c.refused = 503
+                c.aborted = True
+                timer_stop(&c.timer)
             net_cut(c.fd)
         elif c.output is not NULL or c.large.kind != NO_LARGE:
             abort(r, c)
@@ -1398,7 +1422,8 @@ cdef void accept_again(Reactor* r) noexcept nogil:
     cdef uint32_t i
     r.accept_again = NEVER
     for i in range(r.n_listeners):
-        listen_on(r, i)
+        if not r.listeners[i].dead:
+            listen_on(r, i)
 
 
 cdef int listen_on(Reactor* r, uint32_t i) noexcept nogil:
@@ -1599,7 +1624,9 @@ cdef void finish_alone(Desk* d) noexcept nogil:
     if d.streamed:
         if not c.aborted and (c.step == ASKS or c.step == STREAMS) and not body_spent(c):
             c.closing = c.unread = True
-    elif not c.aborted:
+    elif c.aborted:
+        give_handed(d.house, &d.handed)
+    else:
         scribe_date(&d.scribe, wall_seconds())
         commit(d.house, c, d.reply, &d.scribe, &d.handed)
     sent = not c.aborted and push_out(c, ALL_OF_IT) == DONE

@@ -397,10 +397,11 @@ cdef class RequestCtx:
 
     def replace_body(self, data: bytes) -> None:
         """From here on `data` is the body: for `body`, `json`, `form` and `files`, which forget what they have read,
-        and not for `body_stream`."""
+        and not for `body_stream`. RuntimeError in `on_headers`."""
         cdef bytes whole = as_bytes(data)
         with cython.critical_section(self):
             self.check()
+            self.check_body()
             self.keeps = True
             self.form_args = self.form_files = None
             self.own_body = whole
@@ -979,15 +980,16 @@ cdef class RequestCtx:
     cdef void say_when_again(self) noexcept:
         """A 503 that the error handler has worded says so as the server's own does, unless it says otherwise."""
         cdef bytes lines
-        if self.reply.status != 503 or self.desk.streamed:
-            return
-        lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size).lower()
-        if b"\nretry-after:" not in b"\n" + lines:
-            try:
-                self.append("retry-after", "Retry-After", str(RETRY_AFTER))
-            except (ValueError, ContextExpired):
-                # There is no room left, or nobody to tell.
-                pass
+        with cython.critical_section(self):
+            if self.reply.status != 503 or self.desk.streamed:
+                return
+            lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size).lower()
+            if b"\nretry-after:" not in b"\n" + lines:
+                try:
+                    self.append("retry-after", "Retry-After", str(RETRY_AFTER))
+                except (ValueError, ContextExpired):
+                    # There is no room left, or nobody to tell.
+                    pass
 
     cdef int announce_trailers(self) except -1:
         if self.trailer_fields.size:

@@ -37,21 +37,21 @@ cdef void wait_let_go(Desk* d) noexcept nogil:
 cdef int send_all(House* h, Conn* c) noexcept nogil:
     """Sends what is in the output, however long the client takes within its deadlines: DONE or GONE."""
     cdef Limits* lim = &h.limits
-    cdef int64_t before = c.sent, mark = -1, began = 0, moved = 0, now
+    cdef int64_t before, mark, come, began, moved, now
     cdef bint ready
     cdef int verdict = push_out(c, ALL_OF_IT)
+    if verdict == AGAIN:
+        began = moved = now_ns()
+        before = mark = arrived(c)
     while verdict == AGAIN:
+        ready = net_wait(c.fd, POLLOUT, write_look(lim))
         now = now_ns()
-        began = began or now
-        if c.sent != mark:
-            # What the socket took at once is no progress of the reader's, and neither is room too small to be told.
-            mark = c.sent
+        come = arrived(c)
+        if come != mark:
+            mark = come
             moved = now
-        ready = net_wait(c.fd, POLLOUT, earlier(moved + lim.write_timeout - now, RATE_LOOK))
-        now = now_ns()
-        if not ready and now - moved >= lim.write_timeout or (
-                now - began >= <int64_t>RATE_LOOK
-                and c.sent - before < lim.min_write_rate * ((now - began) // SECOND)):
+        if now - moved >= lim.write_timeout or (
+                now - began >= <int64_t>RATE_LOOK and come - before < lim.min_write_rate * ((now - began) // SECOND)):
             c.slow_reader = True
             return GONE
         if ready:

@@ -27,6 +27,9 @@ _SMALLER = re.compile(
     r"|application/(?:json|javascript|x-javascript|ecmascript|xml|wasm|rtf|graphql|vnd\.ms-fontobject|x-ndjson|toml|yaml)")
 """Media types that are not compressed already."""
 
+_MEMBERS_MAX: Final = 16
+"""Members of one gzip body: each costs as much again as what follows it."""
+
 _FULL_CODINGS: Final = 2
 """Codings one on top of the other that are taken off a body: nobody needs more."""
 
@@ -130,11 +133,13 @@ def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
 
 
 def _inflated(body: bytes, coding: str, limit: int) -> bytes:
-    """Of gzip any number of members (RFC 1952, section 2.2); of deflate the zlib format (RFC 9110, section 8.4.1.2)."""
+    """Of gzip several members (RFC 1952, section 2.2); of deflate the zlib format (RFC 9110, section 8.4.1.2)."""
     parts: list[bytes] = []
     left = limit
     rest = body
     while rest or not parts:
+        if len(parts) == _MEMBERS_MAX:
+            raise BadRequest(f"the body has more than {_MEMBERS_MAX} members of {coding}")
         decoder = zlib.decompressobj(15 if coding == "deflate" else 31)
         try:
             part = decoder.decompress(rest, left + 1)

@@ -440,6 +440,9 @@ class Config:
         if concurrency is None:
             left = descriptors - DESCRIPTORS_KEPT
             rejected = min(left // 5, REJECT_SLOTS_MAX) if reject_slots is None else reject_slots
+            if reject_slots is not None and 0 < left <= rejected:
+                raise ValueError(f"reject_slots must be below {left}, which RLIMIT_NOFILE = {descriptors} leaves, not "
+                                 f"{rejected}")
             concurrency = max(1, min(CONCURRENCY_MAX, left - rejected))
         elif concurrency >= descriptors:
             raise ValueError(f"concurrency must be below RLIMIT_NOFILE = {descriptors}, not {concurrency}")

@@ -22,8 +22,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PORT = r"(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?"
 _NODE = re.compile(rf"\[(?P<six>[0-9A-Fa-f:.]+)\]{_PORT}|(?P<four>[0-9.]+){_PORT}|(?P<bare>[0-9A-Fa-f:.]+)")
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PAIR = re.compile(rf'[ \t]*(?:({_TOKEN})=({_TOKEN}|"(?:[^"\\]|\\.)*+"))?[ \t]*(?:;|\Z)')
-_ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))++')
+_PAIR = re.compile(rf'[ \t]*+(?:({_TOKEN})=({_TOKEN}|"(?:[^"\\]|\\.)*+"))?[ \t]*+(?:;|\Z)')
+_MARK = re.compile(r'(?<!\\)\\*+"|,')
 
 
 class Trust:
@@ -81,9 +81,19 @@ def _from_for(values: Sequence[str]) -> Iterator[Address | None]:
 
 
 def _from_forwarded(values: Sequence[str]) -> Iterator[Address | None]:
-    elements = [found[0] for found in _ELEMENT.finditer(",".join(values))]
-    for element in reversed(elements[-HOPS_MAX:]):
-        yield _for(element)
+    """From the right, quotes included: whoever wrote the left part does not decide where the right one begins."""
+    text = ",".join(values)
+    end, quoted, left = len(text), False, HOPS_MAX
+    for mark in reversed(list(_MARK.finditer(text))):
+        if mark[0] == ",":
+            if not quoted:
+                yield _for(text[mark.end():end])
+                end, left = mark.start(), left - 1
+                if not left:
+                    return
+        elif len(mark[0]) % 2:      # no backslash before the quote, or only pairs of them
+            quoted = not quoted
+    yield _for(text[:end])
 
 
 def _for(element: str) -> Address | None:

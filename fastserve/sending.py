@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -85,7 +84,7 @@ def send_opened(ctx: RequestCtx, opened: tuple[int, int, int], content_type: str
 
 def _send_parts(ctx: RequestCtx, fd: int, size: int, content_type: str, parts: list[tuple[int, int]]) -> None:
     """multipart/byteranges (RFC 9110, section 14.6), as it is read."""
-    boundary = secrets.token_hex(16)
+    boundary = os.urandom(16).hex()
     heads = [f"\r\n--{boundary}\r\nContent-Type: {content_type}\r\n"
              f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n\r\n".encode() for start, stop in parts]
     end = f"\r\n--{boundary}--\r\n".encode()

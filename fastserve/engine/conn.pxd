@@ -118,8 +118,8 @@ cdef struct Conn:
     Body body
     int64_t body_left       # ASKS, STREAMS, without chunked coding: bytes that nobody has taken yet
     int64_t looked          # the last look at a body; the last progress of a stalled reply
-    int64_t progress        # bytes received at that look; bytes sent when the stall began
-    int64_t mark            # bytes sent at the last progress of a stalled reply
+    int64_t progress        # bytes received at that look; bytes that had arrived when the stall began
+    int64_t mark            # bytes that had arrived at the last progress of a stalled reply
     uint16_t refused        # REFUSED: the status
     uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
     uint32_t discarded      # while lingering

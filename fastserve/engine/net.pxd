@@ -6,7 +6,7 @@ direction is finished for good, by the peer's end or by an error; EINTR never sh
 """
 
 from libc.errno cimport (
-    EAGAIN, EBADF, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EOPNOTSUPP, errno,
+    EAGAIN, EBADF, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, errno,
 )
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memset
@@ -41,6 +41,12 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<sys/sendfile.h>" nogil:
     ctypedef int64_t off_t
     ssize_t c_sendfile "sendfile"(int out, int file, off_t* at, size_t size) noexcept
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int c_ioctl "ioctl"(int fd, unsigned long request, int* to) noexcept
+
+cdef extern from "<linux/sockios.h>" nogil:
+    unsigned long SIOCOUTQ
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -92,7 +98,7 @@ cdef inline int net_accept(int listener, sockaddr_in6* peer) noexcept nogil:
         return AGAIN
     if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
         return SHORT
-    if errno == EINVAL or errno == EBADF or errno == ENOTSOCK or errno == EOPNOTSUPP:
+    if errno == EINVAL or errno == EBADF or errno == ENOTSOCK:
         return DEAD
     return GONE
 
@@ -218,6 +224,13 @@ cdef inline void net_break(int fd) noexcept nogil:
     now.l_onoff = 1
     now.l_linger = 0
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+
+
+cdef inline int net_unread(int fd) noexcept nogil:
+    """Bytes that were sent and that the peer has not acknowledged."""
+    cdef int n = 0
+    c_ioctl(fd, SIOCOUTQ, &n)
+    return n
 
 
 cdef inline bint net_wait(int fd, short events, int64_t ns) noexcept nogil:

@@ -2,8 +2,9 @@
 
 Knows: free lists and their counters. Never sees: what a block holds, a connection, a lock: a pool
 belongs to whoever holds the lease of its reactor.
-Invariant: `lent` blocks are out, `spare` lie in the list, and `spare` never passes `keep`: what a
-burst made beyond that is given back. Last in, first out: the block that comes next is the warmest.
+Invariant: `lent` blocks are out, `spare` lie in the list, and `spare` does not pass `keep`: what a
+burst made beyond that is given back, if the kernel takes it. Last in, first out: the block that comes
+next is the warmest.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -18,7 +19,7 @@ cdef extern from "mem.h" nogil:
     void* mem_grow(void* p, size_t size) noexcept
     void mem_give(void* p) noexcept
     void* mem_map(size_t size, uint32_t number) noexcept
-    void mem_unmap(void* p, size_t size) noexcept
+    bint mem_unmap(void* p, size_t size) noexcept
     int64_t mem_allocations() noexcept
 
 
@@ -78,8 +79,7 @@ cdef inline void* pool_lend(Pool* p) noexcept nogil:
 cdef inline void pool_return(Pool* p, void* block) noexcept nogil:
     cdef Block* b = <Block*>block
     count_u64(&p.lent, <uint64_t>-1)
-    if p.spare >= p.keep:
-        mem_unmap(b, p.size)
+    if p.spare >= p.keep and mem_unmap(b, p.size):
         return
     b.next = p.free
     p.free = b

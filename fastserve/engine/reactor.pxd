@@ -109,6 +109,7 @@ cdef struct Listener:
     int fd
     uint8_t local               # a unix socket
     uint8_t shared              # other sets watch it too
+    uint8_t dead                # somebody has shut it down
 
 
 cdef struct Note:

@@ -9,6 +9,7 @@ import os
 import random
 import select
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -198,6 +199,45 @@ def test_fast_reader(serve: Serve) -> None:
                 other.send(request())
     # 71 to 85, on a busy machine too; between turns that send for as long as the socket takes it there are 16 to 23.
     assert turns >= 40
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["set_body", "stream"])
+def test_a_slow_reader_is_in_time_while_something_arrives(serve: Serve, streamed: bool) -> None:
+    """The socket takes nothing for megabytes, which is many times `write_timeout`."""
+    body = random.Random(1).randbytes(8_000_000)
+
+    def handler(ctx: RequestCtx) -> None:
+        if streamed:
+            ctx.stream((body[at:at + 65536] for at in range(0, len(body), 65536)), len(body))
+        else:
+            ctx.set_body(body)
+
+    server = serve(handler, workers=2, reactors=1, write_timeout=0.2)
+    with server.connect(receive_buffer=4096) as wire:
+        wire.send(request())
+        got = b""
+        for _ in range(20):
+            select.select([], [], [], 0.05)     # the slowness that this is about
+            got += wire.socket.recv(10_000)
+        wire.pending += got
+        assert wire.read().body == body
+    assert server.stats()["timed_out_write"] == 0
+
+
+def test_a_reply_to_a_client_that_went_while_its_body_was_read(serve: Serve) -> None:
+    """What it would have been sent from is given back: each time a megabyte, of which one would see a hundred."""
+    body = b"x" * 1_000_000
+    references = sys.getrefcount(body)
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_body(body)
+        ctx.body_stream.read()
+
+    server = serve(handler, workers=2, stream_request_body=True)
+    for _ in range(20):
+        server.connect().send(request("POST", "/", "Content-Length: 100"), b"x").reset()
+    wait_until(lambda: server.stats()["slots"] == 0, "the connections to end")
+    wait_until(lambda: sys.getrefcount(body) <= references + 2, "the references to be dropped")
 
 
 def test_end_while_large_replies_wait_for_their_share(serve: Serve) -> None:

@@ -4,6 +4,7 @@ Knows: handlers that block, compute or hold the GIL, and connections beside them
 the reactor, nor how long anything took: "meanwhile" is a handler that is still inside, waiting to be let out.
 """
 
+import contextlib
 import json
 import random
 import select
@@ -309,6 +310,43 @@ say(len(calls))
     assert stats["statuses"]["5xx"] == 20 + bool(handler_timeout)
     process.popen.terminate()
     assert next(lines()) == "1"
+
+
+def test_who_waits_for_the_gil_when_all_is_cut_is_not_called_any_more(script: Run) -> None:
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("this Python has no GIL to hold")
+    process = script("import time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
+        time.sleep(0.002)
+    elif ctx.path == "/":
+        calls.append(1)
+    ctx.write""") + """
+calls = []
+server = Server(handler, workers=16, reactors=1, queue_timeout=600, shutdown_timeout=0.2)
+server.serve("127.0.0.1:0", ready=ready)
+say(len(calls), server.stats()["cut"])
+""")
+    [address] = process.addresses()
+    with ExitStack() as clients:
+        napping = clients.enter_context(connect(address))
+        for _ in range(40):
+            napping.sendall(GET.replace(b"/", b"/nap", 1))
+            assert reply(napping).endswith(b"\r\n\r\n/nap")
+        held = clients.enter_context(connect(address))
+        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        assert process.line() == "called"
+        waiting = [clients.enter_context(connect(address)) for _ in range(8)]
+        for client in waiting:
+            client.sendall(GET)
+        last = clients.enter_context(connect(address))
+        last.sendall(b"nonsense\r\n\r\n")
+        assert reply(last).startswith(b"HTTP/1.1 400 ")      # those before are lined up, or taken along
+        process.popen.terminate()
+        for client in waiting:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()
+        assert process.line() == "0 9"
 
 
 def test_after_a_handler_held_the_gil_all_is_answered(script: Run) -> None:

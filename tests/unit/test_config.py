@@ -291,6 +291,14 @@ def test_there_are_descriptors_for_all_that_are_held(
     assert settled.concurrency + settled.reject_slots + DESCRIPTORS_KEPT <= soft
 
 
+def test_reject_slots_that_leave_no_connection_are_refused_at_start(descriptors: Callable[[int], None]) -> None:
+    descriptors(1024)
+    assert Config(reject_slots=927).resolved().concurrency == 1
+    words = r"^reject_slots must be below 928, which RLIMIT_NOFILE = 1024 leaves, not 928$"
+    with pytest.raises(ValueError, match=words):
+        Config(reject_slots=928).resolved()
+
+
 def test_concurrency_beyond_the_descriptors_is_refused_at_start(descriptors: Callable[[int], None]) -> None:
     descriptors(1024)
     settled = Config(concurrency=1023).resolved()

@@ -68,9 +68,20 @@ def test_several_fields_are_one() -> None:
     ("for=unknown", PROXY), ("for=_hidden, for=10.1.1.1", "10.1.1.1"), ("proto=http", PROXY), ("", PROXY),
     ("for=1.1.1.1;for=2.2.2.2", PROXY), ("for=1.1.1.1 2.2.2.2", PROXY), ("for = 1.1.1.1", PROXY),
     ('for="1.1.1.1', PROXY), ("1.1.1.1", PROXY), ("for=[2001:db8::1]", PROXY), ('for="1.1.1.1", ', PROXY),
+    # An open quote of the client's swallows nothing of what a proxy says behind it.
+    ('for="1.1.1.1, for=203.0.113.9', "203.0.113.9"), ('for="x, for="203.0.113.9"', "203.0.113.9"),
+    ('for="x, for="[2001:db8::1]:4711"', "2001:db8::1"), ('for="x\\", for=203.0.113.9', "203.0.113.9"),
 ])
 def test_forwarded(value: str, client: str) -> None:
     assert by("Forwarded", value) == client
+
+
+def test_time_is_linear() -> None:
+    """Each of these took seconds when it was not."""
+    for text in ("for=a" + 60_000 * " " + "b", 60_000 * '"', 30_000 * '\\"', 60_000 * "\\", 60_000 * ",",
+                 20_000 * "a=b;", 'for="' + 30_000 * "\\a"):
+        assert by("Forwarded", text) == PROXY
+        assert four(text) == PROXY
 
 
 def test_so_many_hops_are_read() -> None:
