@@ -448,14 +448,13 @@ cdef class Core:
         """What the keeper does until the server closes: puts the core's notes into words, drops
         references that nobody else came by to drop, and calls `grow()` when a worker more is wanted."""
         cdef House* h = self.house
-        cdef uint32_t seen = 0
+        cdef uint32_t seen = 0, closing
         enter_house(h)
         try:
-            while not load_u32_seq(&h.closing):
-                with nogil:
-                    while load_u32_seq(&h.keeper_bell) == seen and not load_u32_seq(&h.closing):
-                        futex_wait(&h.keeper_bell, seen, -1)
-                    seen = load_u32_seq(&h.keeper_bell)
+            while True:
+                # Before the rest: what was noted until then is told, also by a keeper that comes late.
+                closing = load_u32_seq(&h.closing)
+                seen = load_u32_seq(&h.keeper_bell)
                 drop_references(h)
                 try:
                     tell(h)
@@ -466,6 +465,11 @@ cdef class Core:
                 except BaseException:
                     # A handler of `logging` that raises, or a thread that cannot be had.
                     self.complain()
+                if closing:
+                    return
+                with nogil:
+                    while load_u32_seq(&h.keeper_bell) == seen and not load_u32_seq(&h.closing):
+                        futex_wait(&h.keeper_bell, seen, -1)
         finally:
             leave_house(h)
 

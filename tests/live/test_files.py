@@ -244,6 +244,7 @@ def test_expired(serve: Serve, tmp_path: Path) -> None:
     serve.expect_error("took longer than handler_timeout")
     server = serve(handler, workers=2, handler_timeout=0.05)
     assert server.exchange(request()).status == 504
+    wait_until(serve.errors, "the report")
     go.set()
 
 

@@ -507,6 +507,7 @@ def test_health(serve: Serve, release: threading.Event) -> None:
     """Answered while every worker blocks and requests wait."""
     gate = Gate(release)
     server = serve(gate, workers=3, reactors=1, health_path="/health", queue_timeout=600)
+    wait_until(lambda: server.stats()["workers_parked"] >= 2, "the workers to have come, and one to wait for events")
     wire = server.connect()
     reply = wire.get("/health")
     assert (reply.status, reply.closes) == (200, False)
