@@ -1,4 +1,4 @@
-"""Results on paper: the table of a case, the table of the goals, the charts. Run: report.py RESULTS.jsonl
+"""Results on paper: the table of a case, the table of the goals, the charts. Run: report.py RESULTS.jsonl ...
 
 Knows results as they stand in results/*.jsonl; measures nothing. Of several results of a case the last one counts,
 unless it compares fewer contenders than one before it, or is that of a quick run.
@@ -218,11 +218,9 @@ def _bars(axes, series: Sequence[Series], failures: Iterable[str], quantity: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prints the tables of a file of results and draws its charts.")
-    parser.add_argument("results", type=Path)
-    chosen = parser.parse_args()
-    with chosen.results.open() as file:
-        results = latest(file)
+    parser = argparse.ArgumentParser(description="Prints the tables of files of results and draws their charts.")
+    parser.add_argument("results", type=Path, nargs="+")
+    results = latest(line for path in parser.parse_args().results for line in path.read_text().splitlines())
     for line in results.values():
         print(f"\n{line['case']}: {line.get('title', '')}\n{case_paper(line)}")
     print("\n" + goal_paper(results))
