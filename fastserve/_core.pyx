@@ -93,7 +93,7 @@ cdef enum:                          # how much at a time
     FULL_TURNS = 64                 # in a row without a look at the deadlines
     RETRY_AFTER = 1                 # seconds
     PASS_FIRST = 256                # of 1024: from here on most likely the next handler blocks as well
-    TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL beyond queue_timeout's reach
+    TAKEN_ALONG = 4                 # requests of a reactor that wait for the GIL out of its queue
 
 cdef enum:                          # what a handler was: Conn.slow
     FAST = 0
@@ -1652,4 +1652,5 @@ include "_probes.pxi"
 include "_stream.pxi"
 include "_args.pxi"
 include "_ctx.pxi"
+include "_views.pxi"
 include "_worker.pxi"

@@ -1,7 +1,7 @@
-# The context of one request, and the view of its fields.
+# The context of one request.
 #
 # Knows: the parsed request in the connection's input, and the reply as it grows. Never sees: the
-# reactor, the lease, a descriptor. Invariant: `conn` is set for exactly one call of a handler; every
+# reactor, the lease. Invariant: `conn` is set for exactly one call of a handler; every
 # accessor looks at it first, inside the object's critical section (which is nothing where a GIL is),
 # so that late use, from any thread, raises ContextExpired and touches no memory of another request.
 # Between that look and the last use of what `conn` leads to nothing is made that the garbage collector
@@ -875,13 +875,15 @@ cdef class RequestCtx:
 
     def set_body_file(self, fd: int, start: int, size: int) -> None:
         """Replaces the body by `size` bytes of an open file, from `start` on, which leave by sendfile without the GIL.
-        The descriptor is the server's from here on, and closed by it, also where this raises. A file that becomes
-        shorter while it is sent breaks the connection off. OSError, ValueError: there is no such part."""
+        The descriptor is the server's from here on, and closed by it, also where this raises, but for TypeError. A file
+        that becomes shorter while it is sent breaks the connection off. OSError, ValueError, OverflowError: there is no
+        such part."""
         cdef int descriptor = fd
-        cdef int64_t at = start, whole = size, got = 0
+        cdef int64_t at, whole, got = 0
         cdef ssize_t n = 1
         cdef char small[FILE_READ]
         try:
+            at, whole = start, size
             if at < 0 or whole < 0:
                 raise ValueError(f"no part of a file: {start}, {size}")
             self.set_body(b"")
@@ -893,7 +895,9 @@ cdef class RequestCtx:
                         got += n if n > 0 else 0
                 if got < whole:
                     raise OSError(_errno.EIO, "the file has become shorter")
-                self.write(PyBytes_FromStringAndSize(small, got))
+                with cython.critical_section(self):
+                    self.check_open()
+                    buffer_put(&self.body_buffer, small, <size_t>got, BUFFER_FIRST)
                 return
             with cython.critical_section(self):
                 self.check_open()
@@ -1097,8 +1101,8 @@ cdef tuple opened_of(Opened* opened, object name):
 def open_beneath(int root, object name) -> tuple[int, int, int]:
     """Opens a regular file below an open directory, wherever links lead: descriptor, size, nanoseconds of its last
     change. `name` is relative and has no dot segments. OSError."""
-    cdef bytes path = bytes(bytearray(path_of(name)))       # its own: it is written to
-    cdef char* text = PyBytes_AS_STRING(path)
+    cdef bytearray path = bytearray(path_of(name))          # written to, where one directory is opened after the other
+    cdef char* text = path
     cdef Opened opened
     with nogil:
         file_open_beneath(&opened, root, text)
@@ -1184,163 +1188,3 @@ cdef inline int hex_digit(char c) noexcept nogil:
     if c'A' <= c <= c'F':
         return c - c'A' + 10
     return -1
-
-
-cdef RequestCtx NO_CTX = RequestCtx.__new__(RequestCtx)     # expired for ever
-
-
-@cython.auto_pickle(False)
-@cython.final
-@cython.freelist(8)
-cdef class Headers:
-    """The fields of a request: names are matched without case, values are str (latin-1, as sent).
-
-    A view: it expires with its ctx. Iteration gives names in wire order, `items()` gives pairs.
-    """
-
-    cdef RequestCtx ctx         # never None: `check` is called on it without a look
-
-    def __cinit__(self):
-        self.ctx = NO_CTX
-
-    def __init__(self):
-        raise TypeError("Headers belong to a RequestCtx")
-
-    def __reduce__(self):
-        raise TypeError("Headers belong to a RequestCtx")
-
-    cdef int find(self, str name, uint32_t start) noexcept:
-        """Where a field of that name stands, from `start` on; -1: nowhere."""
-        cdef uint32_t i, size = <uint32_t>len(name)
-        cdef const char* wanted = TEXT_DATA(name)
-        cdef Field* f
-        if TEXT_IS_ASCII(name):
-            for i in range(start, self.ctx.head.n_fields):
-                f = &self.ctx.head.fields[i]
-                if f.name.size == size and scan_same_text(self.ctx.base + f.name.at, wanted, size):
-                    return <int>i
-        return -1
-
-    cdef str first(self, object name):
-        """The first value of `name`; None: there is none."""
-        cdef str wanted = as_text(name)
-        cdef int i
-        with cython.critical_section(self.ctx):
-            self.ctx.check()
-            i = self.find(wanted, 0)
-            return self.ctx.text(self.ctx.head.fields[i].value) if i >= 0 else None
-
-    def get(self, name: str, default=None):
-        """The first value of `name`, or `default`."""
-        value = self.first(name)
-        return default if value is None else value
-
-    def getall(self, name: str) -> list[str]:
-        """Every value of `name`, in wire order."""
-        cdef str wanted = as_text(name)
-        cdef int i
-        found = []
-        with cython.critical_section(self.ctx):
-            self.ctx.check()
-            i = self.find(wanted, 0)
-            while i >= 0:
-                found.append(self.ctx.text(self.ctx.head.fields[i].value))
-                i = self.find(wanted, <uint32_t>i + 1)
-        return found
-
-    def items(self) -> list[tuple[str, str]]:
-        """Pairs in wire order, names as sent."""
-        cdef RequestCtx ctx = self.ctx
-        cdef uint32_t i
-        cdef list texts = []
-        # A str is nothing to the garbage collector; the pairs, which may set it off, come when the buffer
-        # is not looked at any more.
-        with cython.critical_section(ctx):
-            ctx.check()
-            for i in range(ctx.head.n_fields):
-                texts.append(ctx.text(ctx.head.fields[i].name))
-                texts.append(ctx.text(ctx.head.fields[i].value))
-        return list(zip(texts[::2], texts[1::2]))
-
-    def keys(self) -> list[str]:
-        """Names in wire order, as sent; a name that was sent twice stands twice."""
-        return [name for name, _ in self.items()]
-
-    def values(self) -> list[str]:
-        """Values in wire order."""
-        return [value for _, value in self.items()]
-
-    def __getitem__(self, name: str) -> str:
-        value = self.first(name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def __contains__(self, name) -> bool:
-        return isinstance(name, str) and self.first(name) is not None
-
-    def __iter__(self):
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        with cython.critical_section(self.ctx):
-            self.ctx.check()
-            return self.ctx.head.n_fields
-
-
-@cython.auto_pickle(False)
-@cython.final
-cdef class Done:
-    """An event: set when the server stops, when the call has taken longer than `handler_timeout`, and when the
-    call is over. Unlike its ctx it may be kept."""
-
-    cdef RequestCtx ctx
-
-    def __init__(self):
-        raise TypeError("a Done comes from RequestCtx.done")
-
-    def __reduce__(self):
-        raise TypeError("a Done comes from RequestCtx.done")
-
-    cdef House* house(self) noexcept:
-        """NULL: it is set. Otherwise the house is counted in, until `forget_house`."""
-        cdef RequestCtx ctx = self.ctx
-        cdef House* h = NULL
-        with cython.critical_section(ctx):
-            if ctx.conn is not NULL and load_u8(&ctx.conn.claim) != EXPIRED:
-                h = ctx.desk.house
-                if load_u32_seq(&h.draining):
-                    h = NULL
-                else:
-                    add_u32(&h.refs, 1)
-        return h
-
-    def is_set(self) -> bool:
-        """Without waiting."""
-        cdef House* h = self.house()
-        if h is not NULL:
-            forget_house(h)
-        return h is NULL
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until it is set, at most `timeout` seconds (None: for as long as it takes). True: it is set."""
-        cdef int64_t until = NEVER if timeout is None else now_ns() + ns(timeout)
-        cdef int64_t left
-        cdef uint32_t seen
-        cdef House* h
-        while True:
-            h = self.house()
-            if h is NULL:
-                return True
-            seen = load_u32_seq(&h.bell)
-            if load_u32_seq(&h.draining):
-                forget_house(h)
-                return True
-            left = earlier(until - now_ns(), DONE_LOOK)
-            if left > 0:
-                with nogil:
-                    futex_wait(&h.bell, seen, left)
-            forget_house(h)
-            if left <= 0:
-                return self.is_set()
-            PyErr_CheckSignals()

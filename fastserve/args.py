@@ -7,7 +7,7 @@ asked for is the client's fault.
 
 import builtins
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar, overload
 
 from fastserve.errors import BadRequest
@@ -94,10 +94,7 @@ class Args(Pairs[str]):
     def int(self, name: str, default: object = None) -> object:
         """The first value of `name` as an integer of at most 18 digits, `-` allowed, or `default` without one.
         BadRequest, which becomes 400: it is none."""
-        text = self.get(name)
-        if text is None:
-            return default
-        return builtins.int(self._checked(name, text, _INT, "an integer"))
+        return self._number(name, default, builtins.int, _INT, "an integer")
 
     @overload
     def float(self, name: str) -> builtins.float | None: ...
@@ -106,10 +103,7 @@ class Args(Pairs[str]):
     def float(self, name: str, default: object = None) -> object:
         """The first value of `name` as a finite decimal number, exponent allowed, or `default` without one.
         BadRequest, which becomes 400: it is none."""
-        text = self.get(name)
-        if text is None:
-            return default
-        return builtins.float(self._checked(name, text, _FLOAT, "a number"))
+        return self._number(name, default, builtins.float, _FLOAT, "a number")
 
     @overload
     def bool(self, name: str) -> builtins.bool | None: ...
@@ -125,8 +119,11 @@ class Args(Pairs[str]):
             raise BadRequest(f"{name} must be true or false")
         return _BOOLS[text.lower()]
 
-    @staticmethod
-    def _checked(name: str, text: str, pattern: re.Pattern[str], what: str) -> str:
+    def _number(self, name: str, default: object, make: Callable[[str], object], pattern: re.Pattern[str],
+                what: str) -> object:
+        text = self.get(name)
+        if text is None:
+            return default
         if not pattern.fullmatch(text):
             raise BadRequest(f"{name} must be {what}")
-        return text
+        return make(text)

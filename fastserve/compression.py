@@ -30,7 +30,7 @@ _SMALLER = re.compile(
 _MEMBERS_MAX: Final = 16
 """Members of one gzip body: each costs as much again as what follows it."""
 
-_FULL_CODINGS: Final = 2
+_CODINGS_MAX: Final = 2
 """Codings one on top of the other that are taken off a body: nobody needs more."""
 
 
@@ -119,7 +119,7 @@ def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
         words = ",".join(ctx.headers.getall("content-encoding")).split(",")
         codings = [coding for word in words if (coding := word.strip(" \t").lower()) not in ("", "identity")]
         if codings:
-            if len(codings) > _FULL_CODINGS or not set(codings) <= {"gzip", "x-gzip", "deflate"}:
+            if len(codings) > _CODINGS_MAX or not set(codings) <= {"gzip", "x-gzip", "deflate"}:
                 ctx.error("Unsupported Media Type", 415)
                 ctx.set_header("Accept-Encoding", "gzip, deflate")
                 return None

@@ -189,10 +189,22 @@ def handler(ctx):
         system(b"echo called; exec sleep 2 >/dev/null 2>&1")
     elif ctx.path == "/hold-long":
         system(b"echo called; exec cat >/dev/null 2>&1")
+    elif ctx.path == "/nap":
+        time.sleep(0.002)
     ctx.write(ctx.path)
 
 """
 """One call says that it has begun and lasts, so that nobody has the GIL in between; `cat` ends with the test."""
+
+
+def held_while_handlers_block(clients: ExitStack, address: str) -> socket.socket:
+    """From here on one handler holds the GIL, and requests are taken along to it; the connection of the others."""
+    napping = clients.enter_context(connect(address))
+    for _ in range(40):
+        napping.sendall(GET.replace(b"/", b"/nap", 1))
+        assert reply(napping).endswith(b"\r\n\r\n/nap")
+    clients.enter_context(connect(address)).sendall(GET.replace(b"/", b"/hold-long", 1))
+    return napping
 
 
 def test_while_a_handler_holds_the_gil_the_server_lives(script: Run) -> None:
@@ -230,20 +242,13 @@ def test_few_requests_wait_for_the_gil_out_of_the_queue_s_reach(script: Run) -> 
     Two others are queued, and the rest are shed."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         pytest.skip("this Python has no GIL to hold")
-    process = script("import time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
-        time.sleep(0.002)
-    ctx.write""") + """
+    process = script(HOLDS + """
 Server(handler, workers=16, reactors=1, max_queue=2, queue_timeout=600, shutdown_timeout=600
        ).serve("127.0.0.1:0", ready=ready)
 """)
     [address] = process.addresses()
     with ExitStack() as clients:
-        napping = clients.enter_context(connect(address))
-        for _ in range(40):
-            napping.sendall(GET.replace(b"/", b"/nap", 1))
-            assert reply(napping).endswith(b"\r\n\r\n/nap")
-        held = clients.enter_context(connect(address))
-        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        held_while_handlers_block(clients, address)
         assert process.line() == "called"
         waiting = set()
         for _ in range(20):
@@ -264,9 +269,7 @@ def test_who_waits_for_the_gil_out_of_the_queue_is_shed_in_time_as_well(script: 
     """Its handler is not called any more, and no handler was late."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         pytest.skip("this Python has no GIL to hold")
-    process = script("import json, time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
-        time.sleep(0.002)
-    elif ctx.path == "/":
+    process = script("import json" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/":
         calls.append(1)
     elif ctx.path == "/stats":
         say(json.dumps(server.stats()))
@@ -286,12 +289,7 @@ say(len(calls))
                 yield line
 
     with ExitStack() as clients:
-        napping = clients.enter_context(connect(address))
-        for _ in range(40):
-            napping.sendall(GET.replace(b"/", b"/nap", 1))
-            assert reply(napping).endswith(b"\r\n\r\n/nap")
-        held = clients.enter_context(connect(address))
-        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        napping = held_while_handlers_block(clients, address)
         assert next(lines()) == "called"
         waiting = [clients.enter_context(connect(address)) for _ in range(20)]
         for client in waiting:
@@ -315,9 +313,7 @@ say(len(calls))
 def test_who_waits_for_the_gil_when_all_is_cut_is_not_called_any_more(script: Run) -> None:
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         pytest.skip("this Python has no GIL to hold")
-    process = script("import time" + HOLDS.replace("    ctx.write", """    elif ctx.path == "/nap":
-        time.sleep(0.002)
-    elif ctx.path == "/":
+    process = script(HOLDS.replace("    ctx.write", """    elif ctx.path == "/":
         calls.append(1)
     ctx.write""") + """
 calls = []
@@ -327,12 +323,7 @@ say(len(calls), server.stats()["cut"])
 """)
     [address] = process.addresses()
     with ExitStack() as clients:
-        napping = clients.enter_context(connect(address))
-        for _ in range(40):
-            napping.sendall(GET.replace(b"/", b"/nap", 1))
-            assert reply(napping).endswith(b"\r\n\r\n/nap")
-        held = clients.enter_context(connect(address))
-        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        held_while_handlers_block(clients, address)
         assert process.line() == "called"
         waiting = [clients.enter_context(connect(address)) for _ in range(8)]
         for client in waiting:
