@@ -120,7 +120,7 @@ cdef struct Conn:
     int64_t looked          # the last look at a body; the last progress of a stalled reply
     int64_t progress        # bytes received at that look; bytes that had arrived when the stall began
     int64_t mark            # bytes that had arrived at the last progress of a stalled reply
-    uint16_t refused        # REFUSED: the status
+    uint16_t refused        # the status of what the parser refused, of a rejected connection, of an EXPIRED call
     uint16_t fault          # ASKS, STREAMS: the status of a body that is at fault: no more of it is taken
     uint32_t discarded      # while lingering
     uint8_t slow            # its last handler ran off lease and was seen to block

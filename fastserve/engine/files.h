@@ -7,7 +7,6 @@
 #define FASTSERVE_FILES_H
 
 #include <stdint.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 static inline int openat2_beneath(int root, const char *path, int flags) {

@@ -34,6 +34,10 @@ cdef extern from "files.h" nogil:
     int openat2_beneath(int root, const char* path, int flags) noexcept
 
 
+cdef enum:
+    OPEN_TRIES = 100        # while others rename what lies on the way
+
+
 cdef struct Opened:
     int fd                  # negative: the errno, negated
     int64_t size
@@ -68,10 +72,12 @@ cdef inline void file_open_beneath(Opened* o, int root, char* path) noexcept nog
     """`path` is relative and has no dot segments. A kernel before 5.6 cannot say where a symbolic link leads: there,
     none is followed (ELOOP)."""
     cdef int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY
-    o.fd = openat2_beneath(root, path, flags)
-    while o.fd < 0 and (errno == EINTR or errno == EAGAIN):
-        # EAGAIN: something was renamed meanwhile, and the kernel could not be sure.
+    cdef int _
+    for _ in range(OPEN_TRIES):
         o.fd = openat2_beneath(root, path, flags)
+        # EAGAIN: something was renamed meanwhile, and the kernel could not be sure.
+        if o.fd >= 0 or not (errno == EINTR or errno == EAGAIN):
+            break
     if o.fd >= 0:
         file_look(o)
     elif errno == ENOSYS or errno == EPERM:

@@ -30,7 +30,7 @@ static inline void mem_give(void *p) { free(p); }
 #define MEM_LINE 64
 #define MEM_LINES 64
 #ifdef __SANITIZE_ADDRESS__     /* which watches the heap */
-static inline void *mem_map(size_t size, uint32_t number) { (void)number; return malloc(size); }
+static inline void *mem_map(size_t size, uint32_t number) { MEM_COUNT(); (void)number; return malloc(size); }
 static inline int mem_unmap(void *p, size_t size) { (void)size; free(p); return 1; }
 #else
 static inline void *mem_map(size_t size, uint32_t number) {

@@ -1,6 +1,6 @@
 """Sockets in four verbs with one contract: a count (or a descriptor), AGAIN, or GONE.
 
-Knows: accept4, recv, sendmsg, shutdown, close on non-blocking descriptors. Never sees: HTTP.
+Knows: accept4, recv, sendmsg, sendfile, shutdown, close on non-blocking descriptors. Never sees: HTTP.
 Invariant: AGAIN means nothing happened and the descriptor will be reported ready; GONE means this
 direction is finished for good, by the peer's end or by an error; EINTR never shows.
 """

@@ -227,6 +227,10 @@ def test_a_part_that_is_none(serve: Serve, tmp_path: Path) -> None:
             with pytest.raises(kind):
                 ctx.set_body_file(os.open(path, os.O_RDONLY), start, size)
         with pytest.raises(OverflowError):
+            ctx.set_body_file(os.open(path, os.O_RDONLY), 2**70, 1)
+        with path.open("rb") as mine, pytest.raises(TypeError):
+            ctx.set_body_file(mine.fileno(), "0", 1)  # type: ignore[arg-type]
+        with pytest.raises(OverflowError):
             ctx.set_body_file(2**40, 0, 0)
 
     assert serve(handler, workers=2).get().status == 200
