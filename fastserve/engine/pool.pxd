@@ -102,6 +102,9 @@ cdef inline void pool_unmake(Pool* p) noexcept nogil:
 cdef enum:
     BODY_SIZES = 5
     BODY_SMALLEST = 16384
+    BODY_COMMON = 65536         # sizes up to this one keep so many bytes of spare blocks each:
+    COMMON_KEPT = 4194304
+    RARE_KEPT = 1048576         # and those beyond so many, or one block
 
 
 cdef struct Bodies:
@@ -122,10 +125,12 @@ cdef inline size_t body_size_of(uint32_t rank) noexcept nogil:
 
 cdef inline bint bodies_make(Bodies* b) noexcept nogil:
     cdef uint32_t i
+    cdef size_t size, kept
     b.lent = b.bytes = 0
     for i in range(BODY_SIZES):
-        # Each size keeps at most 4 MiB of spare memory.
-        if not pool_make(&b.sizes[i], body_size_of(i), 0, <uint32_t>(body_size_of(BODY_SIZES - 1) / body_size_of(i))):
+        size = body_size_of(i)
+        kept = COMMON_KEPT if size <= BODY_COMMON else RARE_KEPT
+        if not pool_make(&b.sizes[i], size, 0, <uint32_t>(kept / size) if kept > size else 1):
             return False
     return True
 
