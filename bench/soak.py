@@ -90,8 +90,8 @@ CONFIG = {"workers": 16, "max_workers": 32, "concurrency": 600, "reject_slots": 
           "max_requests_per_conn": 1000, "max_memory": 2**27}
 MAY_LOG = {
     "%s %s failed on purpose",
-    "a handler failed after its handler_timeout on purpose",
-    "a handler took longer than handler_timeout: its client was told 504\n%s",
+    "a handler failed behind its reply on purpose",
+    "a handler took longer than its timeout: its client has been told\n%s",
     "requests are refused with 503: max_queue=%d is reached",
     "connections are refused with 503: concurrency=%d is reached",
     "what each thread is at:\n%s",

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from fastserve._core import BodyStream, Done, Headers, ReplyStream, RequestCtx
     from fastserve.args import Args
     from fastserve.compression import compress, inflate
+    from fastserve.coroutines import run_async
     from fastserve.forms import File, Files
     from fastserve.router import Router
     from fastserve.server import Server
     from fastserve.static import StaticFiles
+    from fastserve.timeouts import timeout
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,8 @@ __all__ = [
     "StaticFiles",
     "compress",
     "inflate",
+    "run_async",
+    "timeout",
 ]
 
 _HOMES = {
@@ -68,6 +72,8 @@ _HOMES = {
     "StaticFiles": "fastserve.static",
     "compress": "fastserve.compression",
     "inflate": "fastserve.compression",
+    "run_async": "fastserve.coroutines",
+    "timeout": "fastserve.timeouts",
 }
 
 

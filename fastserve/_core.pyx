@@ -17,16 +17,16 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from fastserve.engine.atomics cimport (
     add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_ptr_seq, load_u8, load_u32,
-    load_u32_seq, load_u64, load_u64_acquire, lock_word, now_ns, store_i64, store_u8, store_u32, store_u32_seq,
-    store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
+    load_u32_seq, load_u64, load_u64_acquire, load_u64_seq, lock_word, now_ns, store_i64, store_ptr_seq, store_u8,
+    store_u32, store_u32_seq, store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
-    ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, IDLE, INPUT_SLACK, LARGE_FILE, LARGE_MEMORY, LARGE_OBJECT, LINGER,
-    NO_LARGE, OUTPUT_ROOM, READY, REFUSED, SPEAKING, STREAMS, TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Output,
-    input_compact, input_size, queue_cut, queue_pop, queue_push, queue_push_front, slot_give, slot_of, slot_take,
-    slots_make, slots_unmake,
+    ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, HIJACKED, IDLE, INPUT_SLACK, LARGE_FILE, LARGE_MEMORY,
+    LARGE_OBJECT, LINGER, NOBODY, NO_LARGE, OUTPUT_ROOM, OVER, READY, REFUSED, SENT_AWAY, SPEAKING, STREAMS, TAKEN,
+    TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Late, Output, input_compact, input_size, queue_cut, queue_pop,
+    queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take, slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
     NEVER, deadlines_expired, deadlines_make, deadlines_next, timer_stop,
@@ -42,7 +42,7 @@ from fastserve.engine.lease cimport (
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
-    AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_end,
+    AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_deaf, net_end,
     net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_unread, net_spare, net_wait, sockaddr_in6,
 )
 from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
@@ -55,11 +55,12 @@ from fastserve.engine.pool cimport (
     mem_take_zeroed, pool_lent, pool_make, pool_unmake,
 )
 from fastserve.engine.reactor cimport (
-    BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LAST_PROBE, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG, FIRST_TAG,
-    LISTENER_TAG, LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_DEAD, NOTE_HANDLER, NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP,
-    NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm,
-    earlier, give_buffers, give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser,
-    make_dirty, memory_lent, note, pthread_t, time_by, time_idle, undirty, wake_keeper,
+    BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LAST_PROBE, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG,
+    FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_DEAD, NOTE_FORGOTTEN, NOTE_HANDLER,
+    NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES, SIGNAL_TAG,
+    House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
+    house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note, pthread_t, time_by, time_idle,
+    undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -156,6 +157,8 @@ cdef struct Desk:
     Handed handed
     Scribe scribe
     Conn* conn                  # in a call: its connection
+    Desk* later                 # in a call that was detached: the desk that it is answered from; NULL: it was not
+    uint32_t parted             # of such a desk, atomic: the worker has left the call, or it is answered
     bint alone                  # in a call: off lease
     bint resumes                # the hook was asked and the body is wanted: no reply yet
     bint streamed               # the head of the reply is on its way
@@ -181,6 +184,8 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
     # because an event of a connection in the inbox is its next request.
     take_home(r)
     flush(r)
+    if load_u32(&r.wishes):
+        hear_wishes(r)
     if load_u32(&h.draining) and not r.draining:
         drain(r)
     # A worker does not sleep here while it has requests to call, or another reactor has and lacks a worker.
@@ -416,8 +421,9 @@ cdef void pause_accepts(Reactor* r, int64_t time) noexcept nogil:
 # serve: bytes of one connection become a request.
 
 cdef void serve(Reactor* r, Conn* c) noexcept nogil:
-    if c.dirty:
-        # Nothing is read before what is committed has been sent: it may be the last reply. The event comes again.
+    if c.dirty or c.state == HIJACKED:
+        # Nothing is read before what is committed has been sent: it may be the last reply. The event comes again. Or it
+        # is of a connection that is no longer ours to read.
         return
     if c.stalled and c.state != AWAY:
         send_output(r, c)
@@ -773,11 +779,11 @@ cdef void goes_off_lease(Reactor* r, Conn* c, uint32_t worker, uint8_t claim, in
     c.replied = 0
     store_u8(&c.claim, claim)
     store_i64(&c.called, began)
-    c.worker = worker
+    store_u32(&c.worker, worker)
     if claim == WAITS:
         time_waiting(r, c)
-    elif r.house.limits.handler_timeout:
-        time_by(r, c, BY_CALL, began + r.house.limits.handler_timeout)
+    else:
+        time_call(r, c)
 
 
 cdef void commit(House* h, Conn* c, Reply* reply, Scribe* scribe, Handed* handed) noexcept nogil:
@@ -1060,7 +1066,7 @@ cdef bint is_settled(Conn* c) noexcept nogil:
     """The reply has left: is there nothing else that only the holder can do for this connection? What
     it still has to do, to give two buffers back, can wait until the client's next request wakes it."""
     return (not c.closing and c.large.kind == NO_LARGE and c.body.data is NULL
-            and c.input.end - c.input.start == c.consumed)
+            and c.input.end - c.input.start == c.consumed and load_u8(&c.taken) == 0)
 
 
 cdef void send_home(Reactor* r, Conn* c, bint quiet) noexcept nogil:
@@ -1082,17 +1088,20 @@ cdef void take_home(Reactor* r) noexcept nogil:
     while rest is not NULL:
         c = rest
         rest = c.next_ready
+        if c.state == HIJACKED:
+            drop(r, c)
+            continue
         count_u64(&r.stats.bytes_received, c.drawn)
         c.drawn = 0
-        if r.house.limits.timed and not (c.claim == EXPIRED and c.refused != 504):
+        c.limit = NULL
+        if r.house.limits.timed and (c.claim != EXPIRED or c.late):
             note_times(r, c)
         if c.claim == EXPIRED:
-            # The client has had its 503 or 504 and the end of what we say.
+            # The client has had its reply and the end of what we say.
             c.stalled = False
             if r.house.limits.logs:
                 c.committed = 0
-                log_reply(r, c, c.refused, 0 if is_method(c, b"HEAD", 4) else status_of(c.refused).phrase_size + 1,
-                          c.refused == 504)
+                log_reply(r, c, c.refused, c.replied, c.late)
                 log_sent(r, c, c.owes or c.aborted)
             linger(r, c)
             continue
@@ -1114,6 +1123,9 @@ cdef void take_home(Reactor* r) noexcept nogil:
         if c.slow != NOT_JUDGED:
             count_u64(&r.stats.passed_first, 1)
         judge(r, c.slow)
+        if load_u8(&c.taken):
+            send_away(r, c)
+            continue
         c.credit = 0
         finish(r, c)
 
@@ -1199,24 +1211,60 @@ cdef void waited_in_vain(Reactor* r) noexcept nogil:
 cdef void look_at_call(Reactor* r, Conn* c) noexcept nogil:
     """Of a call off lease: its worker has waited for the GIL, or its handler has run, for too long. Whoever gets the
     claim answers; everything else stays lent until the worker comes home."""
-    cdef Limits* lim = &r.house.limits
-    cdef int64_t at
-    if r.now >= c.began + lim.queue_timeout and cas_u8(&c.claim, WAITS, EXPIRED):
+    cdef Late* late
+    cdef uint32_t worker
+    if r.now >= c.began + r.house.limits.queue_timeout and cas_u8(&c.claim, WAITS, EXPIRED):
         waited_in_vain(r)
-        end_call(r, c, c.refused if c.step == REFUSED else 503)
+        end_call(r, c, c.refused if c.step == REFUSED else 503, NULL)
     elif load_u8(&c.claim) == WAITS:
         time_waiting(r, c)
-    elif lim.handler_timeout:
-        # The worker stored `called` before it took WAITS back.
-        at = load_i64(&c.called) + lim.handler_timeout
-        if at > r.now:
-            time_by(r, c, BY_CALL, at)
-        elif cas_u8(&c.claim, UNCLAIMED, EXPIRED):
-            count_u64(&r.stats.timed_out_handler, 1)
-            note(r.house, NOTE_HANDLER, r.house.crew.mates[c.worker].tid)
-            end_call(r, c, 504)
-        elif load_u8(&c.claim) == SPEAKING:
-            time_by(r, c, BY_CALL, r.now + CLAIM_AGAIN)
+    elif call_ends(r, c, &late) > r.now:
+        time_call(r, c)
+    elif cas_u8(&c.claim, UNCLAIMED, EXPIRED):
+        c.late = True
+        count_u64(&r.stats.timed_out_handler, 1)
+        worker = load_u32(&c.worker)
+        note(r.house, NOTE_HANDLER, r.house.crew.mates[worker].tid if worker != NOBODY else 0)
+        if late is NULL:
+            end_call(r, c, 504, NULL)
+        else:
+            end_call(r, c, late.status, late.words)
+    elif load_u8(&c.claim) == SPEAKING:
+        time_by(r, c, BY_CALL, r.now + CLAIM_AGAIN)
+
+
+cdef int64_t call_ends(Reactor* r, Conn* c, Late** late) noexcept nogil:
+    """When the time of its handler is up; `late` is what is said then, NULL: 504. The worker stored `called` before it
+    took WAITS back."""
+    cdef int64_t time = r.house.limits.handler_timeout
+    cdef int64_t at = load_i64(&c.called) + time if time else NEVER
+    late[0] = <Late*>load_ptr_seq(&c.limit)
+    if late[0] is not NULL and load_i64(&c.limit_at) <= at:
+        return load_i64(&c.limit_at)
+    late[0] = NULL
+    return at
+
+
+cdef void time_call(Reactor* r, Conn* c) noexcept nogil:
+    cdef Late* late
+    cdef int64_t at = call_ends(r, c, &late)
+    if at != NEVER:
+        time_by(r, c, BY_CALL, at)
+
+
+cdef void hear_wishes(Reactor* r) noexcept nogil:
+    """Workers whose call was off lease when it got a limit want that to be seen. A wish that is old, or another
+    reactor's, asks for a look at a call that does not need it."""
+    cdef House* h = r.house
+    cdef uint64_t tag
+    cdef uint32_t i
+    cdef Conn* c
+    swap_u32(&r.wishes, 0)
+    for i in range(h.max_workers):
+        tag = load_u64_acquire(&h.crew.mates[i].wish)
+        c = slot_of(&r.slots, tag) if tag else NULL
+        if c is not NULL and c.state == AWAY and load_u32(&c.worker) == i:
+            look_at_call(r, c)
 
 
 cdef void time_waiting(Reactor* r, Conn* c) noexcept nogil:
@@ -1227,14 +1275,16 @@ cdef void time_waiting(Reactor* r, Conn* c) noexcept nogil:
     time_by(r, c, BY_CALL, earlier(at, r.now + lim.handler_timeout) if lim.handler_timeout else at)
 
 
-cdef void end_call(Reactor* r, Conn* c, int status) noexcept nogil:
+cdef void end_call(Reactor* r, Conn* c, int status, const char* words) noexcept nogil:
     """Answered by the holder, who has the claim."""
     cdef char text[2 * REPLY_HEAD_ROOM]
+    cdef bint is_head = is_method(c, b"HEAD", 4)
     cdef size_t size
     c.refused = <uint16_t>status
+    c.replied = 0 if is_head else strlen(words if words is not NULL else status_of(status).phrase) + 1
     count_u64(&r.stats.statuses[status // 100], 1)
     size = reply_error(text, status, RETRY_AFTER if status == 503 else 0, &r.scribe, r.house.leave, True, False,
-                       not is_method(c, b"HEAD", 4), NULL)
+                       not is_head, words)
     if c.owes or net_send(c.fd, text, size) != <ssize_t>size:
         net_cut(c.fd)
     else:
@@ -1354,7 +1404,9 @@ cdef void drain(Reactor* r) noexcept nogil:
     r.accept_again = NEVER
     for i in range(r.slots.touched):
         c = &r.slots.table[i]
-        if c.state == IDLE and not c.dirty and not c.stalled and not c.rejected:
+        if c.state == HIJACKED:
+            net_deaf(c.fd)
+        elif c.state == IDLE and not c.dirty and not c.stalled and not c.rejected:
             arm(r, c, EPOLLIN)
             time_by(r, c, BY_LINGER, r.now + DRAIN_GRACE)
     # Those that were told that there are too many.
@@ -1411,6 +1463,8 @@ cdef void cut(Reactor* r) noexcept nogil:
                 c.refused = 503
                 c.aborted = True
                 timer_stop(&c.timer)
+            net_cut(c.fd)
+        elif c.state == HIJACKED:
             net_cut(c.fd)
         elif c.output is not NULL or c.large.kind != NO_LARGE:
             abort(r, c)
@@ -1650,6 +1704,7 @@ cdef void give_handed(House* h, Handed* handed) noexcept nogil:
 include "_log.pxi"
 include "_probes.pxi"
 include "_stream.pxi"
+include "_later.pxi"
 include "_args.pxi"
 include "_ctx.pxi"
 include "_views.pxi"

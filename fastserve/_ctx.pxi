@@ -120,6 +120,8 @@ cdef class RequestCtx:
     cdef int file               # -1, or open: the reply is sent from it
     cdef int64_t file_at
     cdef int64_t file_size
+    cdef object hijacker        # the function that takes the connection over
+    cdef bint responds          # and whether there is a reply before it does
     cdef object trust           # in what proxies say; None: in nothing
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
 
@@ -130,6 +132,8 @@ cdef class RequestCtx:
         raise TypeError("a RequestCtx is made by the server and lent to a handler")
 
     def __dealloc__(self):
+        if self.conn is not NULL:
+            self.forgotten()
         self.drop_file()
         mem_give(self.fields.data)
         mem_give(self.trailer_fields.data)
@@ -161,6 +165,8 @@ cdef class RequestCtx:
         self.fields.size = 0
         self.trailer_fields.size = 0
         self.body_object = None
+        if self.hijacker is not None:
+            self.hijacker = None
         self.drop_file()
         self.body_buffer.size = 0
         if self.body_buffer.room > BUFFER_KEPT:
@@ -212,8 +218,8 @@ cdef class RequestCtx:
     cdef int expired(self) except -1:
         """Apart, so that the look before it is small enough to stand in every accessor."""
         if self.conn is NULL:
-            raise ContextExpired("this RequestCtx belonged to a call that has returned")
-        raise ContextExpired("this call has taken longer than handler_timeout: the client was told 504")
+            raise ContextExpired("this RequestCtx belonged to a call that is over")
+        raise ContextExpired("this call has taken too long: its client has been told")
 
     cdef int check_open(self) except -1:
         """The reply can still be changed."""
@@ -677,10 +683,10 @@ cdef class RequestCtx:
             raise TypeError(f"status must be an int, not {type(code).__name__}")
         # The number itself, not what a subclass says of it.
         cdef object number = int.__index__(code)
-        if not 200 <= number <= 599:
-            raise ValueError(f"status must lie in 200..599, not {number}")
         with cython.critical_section(self):
             self.check_open()
+            if not (200 <= number <= 599 or number == 101 and self.hijacker is not None):
+                raise ValueError(f"status must lie in 200..599, or be 101 of a hijacked connection, not {number}")
             self.reply.status = number
 
     @property
@@ -959,6 +965,131 @@ cdef class RequestCtx:
         self.check_open()
         stream_reply(self, source, length)
 
+    # --- control
+
+    cdef int check_call(self) except -1:
+        """The thread of the handler asks, and nobody has answered."""
+        self.check_open()
+        if self.loan != LENT_CALL:
+            raise RuntimeError("that is for a handler, not for a hook")
+        if self.is_detached() or self.desk.mate.tid != thread_id():
+            raise RuntimeError("that is for the thread that the handler was called in, before it detaches its ctx")
+        return 0
+
+    cdef bint is_detached(self) noexcept:
+        return self.desk.mate is NULL
+
+    def detach(self) -> None:
+        """The reply comes later: behind the handler this ctx lives on, for any thread, until `complete`.
+
+        Meanwhile the connection has no worker, and counts as one with a handler; `handler_timeout` runs on. What was
+        to be read from `body_stream` was read before, and `stream` and `early_hints` are no longer there. A ctx that
+        nobody refers to any more and that was not completed is answered with 500, and the log says so.
+        """
+        cdef Desk* later
+        with cython.critical_section(self):
+            self.check_call()
+            if self.hijacker is not None:
+                raise RuntimeError("a connection that is hijacked is not answered later")
+            later = desk_apart(self.desk)
+            if later is NULL:
+                raise MemoryError
+            later.reply = &self.reply
+            self.desk = later
+
+    def complete(self, error: BaseException | None = None) -> None:
+        """The reply to a detached ctx is ready: it is sent, and the ctx expires. From any thread; waits for nobody.
+
+        With an `error` it is answered as if the handler had raised that: BadRequest by its status, everything else by
+        500 and with a line in the log. Where the client is gone, or was told 504, nothing is sent. ContextExpired: it
+        was completed before.
+        """
+        with cython.critical_section(self):
+            self.check_detached()
+        if error is not None:
+            fail(self, error)
+        with cython.critical_section(self):
+            self.check_detached()
+            self.answer_now()
+
+    cdef int check_detached(self) except -1:
+        if self.conn is NULL:
+            self.expired()
+        if not self.is_detached():
+            raise RuntimeError("this ctx was not detached: the end of its handler completes it")
+        return 0
+
+    cdef void answer_now(self) noexcept:
+        """In the critical section of a detached ctx that nobody has answered. No Python runs before it has expired."""
+        cdef Desk* later = self.desk
+        self.hand(self.conn, &later.handed)
+        later.over = now_ns()
+        self.end()
+        if swap_u32(&later.parted, True):
+            finish_later(later)
+
+    cdef void forgotten(self) noexcept:
+        """Nobody refers to a detached ctx, its worker neither: it has gone on."""
+        cdef Desk* later = self.desk
+        if not later.house.forked:
+            note(later.house, NOTE_FORGOTTEN, 0)
+        memset(&self.reply, 0, sizeof(Reply))
+        self.reply.status = 500
+        self.reply.set = later.house.leave
+        self.reply.body = b"Internal Server Error"
+        self.reply.body_size = 21
+        later.over = now_ns()
+        self.conn = NULL
+        finish_later(later)
+
+    def hijack(self, function, respond: bool = True) -> None:
+        """Behind the handler and its reply the connection is `function`'s, which is called as `function(socket, data)`
+        on a thread of its own: the socket is blocking and closed behind it, `data` (bytes) is what had come behind the
+        request. Without `respond` no reply is sent.
+
+        The connection counts in `concurrency` until `function` returns, and has no deadline of the server's. When the
+        server stops, `recv` finds the end of what has come, so that `function` can say goodbye; `shutdown` waits for it
+        as for a handler. The status may be 101, which says `Connection: Upgrade`, and the field Upgrade may be set.
+        What `function` raises is logged, but for ConnectionError.
+
+        TypeError: it cannot be called. RuntimeError: the body of the request was not read to its end. `error` takes
+        all of it back, and so does an exception.
+        """
+        if not callable(function):
+            raise TypeError(f"a connection is taken over by a function, not by {type(function).__name__}")
+        with cython.critical_section(self):
+            self.check_call()
+            if self.conn.step == STREAMS and (
+                    self.conn.chunked.state != AFTER_BODY if self.head.chunked else self.conn.body_left != 0):
+                raise RuntimeError("the body of a request is read before its connection is hijacked")
+            self.hijacker = function
+            self.responds = bool(respond)
+
+    def timeout_error(self, message: str = "", status: int = 504) -> None:
+        """Answers at once, with `status` and `message` (or its reason phrase) as plain text, and ends the connection;
+        the handler goes on without a client, and the ctx expires. ClientGone: there is none already."""
+        cdef Desk* d = self.desk
+        cdef Conn* c = self.conn
+        cdef int verdict = GONE
+        self.check_call()
+        self.error(message or phrase_of(status), status)
+        self.reply.close = True
+        self.hand(c, &d.handed)
+        with nogil:
+            go_alone(d)
+            if cas_u8(&c.claim, UNCLAIMED, ANSWERED):
+                d.streamed = d.ended = True
+                scribe_date(&d.scribe, wall_seconds())
+                commit(d.house, c, &self.reply, &d.scribe, &d.handed)
+                verdict = send_all(d.house, c)
+        if not d.streamed:
+            give_handed(d.house, &d.handed)
+        self.check()
+        self.end()
+        if verdict != DONE:
+            c.aborted = c.closing = True
+            raise ClientGone("the client went away, or reads too slowly")
+
     def add_trailer(self, name: str, value: str) -> None:
         """A field behind the body of a chunked reply (RFC 9110, section 6.5), until the end of `stream`;
         what is added before that is announced in Trailer. A reply that is not chunked drops it. ValueError
@@ -1046,7 +1177,7 @@ cdef class RequestCtx:
                 raise ValueError("of Connection only close can be set: the rest is the server's")
             self.reply.close = True
             return True
-        if lower in OURS:
+        if lower in OURS and not (lower == "upgrade" and self.hijacker is not None):
             raise ValueError(f"{lower} belongs to the server")
         return False
 

@@ -205,13 +205,11 @@ cdef bint body_spent(Conn* c) noexcept nogil:
 
 cdef bint speak(Desk* d) noexcept nogil:
     """Before something interim is said: is the call still this worker's to answer?"""
-    return (not d.house.limits.handler_timeout or cas_u8(&d.conn.claim, UNCLAIMED, SPEAKING)
-            or load_u8(&d.conn.claim) == ANSWERED)
+    return cas_u8(&d.conn.claim, UNCLAIMED, SPEAKING) or load_u8(&d.conn.claim) == ANSWERED
 
 
 cdef void spoke(Desk* d) noexcept nogil:
-    if d.house.limits.handler_timeout:
-        cas_u8(&d.conn.claim, SPEAKING, UNCLAIMED)
+    cas_u8(&d.conn.claim, SPEAKING, UNCLAIMED)
 
 
 cdef int send_continue(Desk* d) noexcept nogil:
@@ -261,6 +259,8 @@ from operator import index as _index
 cdef int must_be_own(RequestCtx ctx) except -1:
     """Only the thread that the handler was called in may block on its connection."""
     ctx.check()
+    if ctx.is_detached():
+        raise RuntimeError("a detached ctx is answered as a whole")
     if ctx.desk.mate.tid != thread_id():
         raise RuntimeError("streaming is for the thread that the handler was called in")
     return 0
@@ -432,7 +432,7 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
         if c.step == STREAMS and c.input.head.expect_continue and not c.continued:
             # Behind the head of the reply it could not be said any more, and the body may yet be read.
             verdict = send_continue(d)
-        if d.house.limits.handler_timeout and not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
+        if not cas_u8(&c.claim, UNCLAIMED, ANSWERED):
             verdict = GONE
     ctx.check()
     if verdict != DONE:

@@ -95,7 +95,7 @@ cdef class Worker:
         cdef Reactor* r = d.reactor
         cdef Conn* c
         cdef bint timed = h.limits.timed
-        cdef int64_t at = 0, before
+        cdef int64_t at = 0, before = 0
         cdef uint32_t ticks
         cdef int n
         if not lease_take_back(&r.lease, d.word) and not lease_ask(&r.lease, d.mate):
@@ -121,16 +121,20 @@ cdef class Worker:
             if d.alone or not lease_take_back(&r.lease, d.word):
                 self.leave(NOT_JUDGED, at)
                 return
+            judge(r, FAST)
             if timed:
                 before, at = at, now_ns()
-                c.handled = at - before
-                histogram_note(&r.stats.handler, c.handled)
-                c.committed = at
-                c.written = -1
-            judge(r, FAST)
-            if d.resumes:
+            if d.later is not NULL:
+                goes_off_lease(r, c, NOBODY, UNCLAIMED, before if timed else now_ns())
+                self.part()
+            elif d.resumes:
                 resume(r, c)
             else:
+                if timed:
+                    c.handled = at - before
+                    histogram_note(&r.stats.handler, c.handled)
+                    c.committed = at
+                    c.written = -1
                 commit(h, c, &self.ctx.reply, &r.scribe, &d.handed)
                 count_reply(r, self.ctx.reply.status)
                 if h.limits.logs:
@@ -157,6 +161,7 @@ cdef class Worker:
         if not cas_u8(&d.conn.claim, WAITS, UNCLAIMED):
             # The GIL has come too late: the client was told.
             d.streamed = d.resumes = False
+            d.later = NULL
             d.handed.kind = NO_LARGE
             self.leave(NOT_JUDGED, began)
         elif self.answer(d.conn):
@@ -167,12 +172,16 @@ cdef class Worker:
         parent's."""
         cdef Desk* d = &self.desk
         d.resumes = d.streamed = d.ended = False
+        d.later = NULL
         d.trailers.size = 0
         self.attend(c)
         if self.house.forked:
             return False
-        if not (d.streamed or d.resumes):
-            self.ctx.hand(c, &d.handed)
+        if not (d.streamed or d.resumes or d.later is not NULL):
+            if self.ctx.hijacker is None:
+                self.ctx.hand(c, &d.handed)
+            else:
+                hijack(self.ctx, d, self.context)
         return True
 
     cdef void leave(self, int slow, int64_t began) noexcept:
@@ -181,10 +190,16 @@ cdef class Worker:
         if self.house.limits.timed:
             # The connection may still be in the hand of whoever seized the call.
             d.began, d.over = began, now_ns()
-        d.conn.slow = <uint8_t>slow
-        d.reply = &self.ctx.reply
-        d.home = d.conn
-        d.home_reactor = d.reactor
+        if d.later is not NULL:
+            with nogil:
+                wait_let_go(d)
+            store_u32(&d.conn.worker, NOBODY)
+            self.part()
+        else:
+            d.conn.slow = <uint8_t>slow
+            d.reply = &self.ctx.reply
+            d.home = d.conn
+            d.home_reactor = d.reactor
         d.reactor = NULL
         if load_u32(&self.house.n_dropped):
             drop_references(self.house)
@@ -195,7 +210,7 @@ cdef class Worker:
         if c.step == REFUSED:
             self.lend(c, LENT_ERROR)
             if self.invoke(self.error_handler, BadRequest("", c.refused)):
-                self.failed(BadRequest("", c.refused))
+                fail(self.ctx, BadRequest("", c.refused))
             self.ctx.reply.status = c.refused
             self.ctx.say_when_again()
             self.ctx.end()
@@ -207,7 +222,19 @@ cdef class Worker:
             c.step = STREAMS
         self.lend(c, LENT_CALL)
         self.invoke(self.handler, None)
-        self.ctx.end()
+        if self.ctx.is_detached():
+            self.desk.later = self.ctx.desk
+        else:
+            self.ctx.end()
+
+    cdef void part(self) noexcept:
+        """The worker leaves a detached call, whose connection nobody else has in his hand."""
+        cdef Desk* later = self.desk.later
+        later.conn.slow = NOT_JUDGED
+        if swap_u32(&later.parted, True):
+            finish_later(later)
+        # Should nobody else refer to the old one, its end answers.
+        self.make_ctx()
 
     cdef bint goes_on(self, Conn* c) noexcept:
         """on_headers is asked. True: the handler is called now. False: it has answered itself, or the body
@@ -247,34 +274,13 @@ cdef class Worker:
                 answered = answer
         except BaseException as raised:
             answered = True
-            self.failed(raised)
+            fail(self.ctx, raised)
+            if self.ctx.is_detached() and self.ctx.conn is not NULL:
+                self.ctx.answer_now()
         PyContext_Exit(self.fresh)
         if not (self.reuses and is_sole(<PyObject*>self.fresh) and PyObject_Size(self.fresh) == 0):
             self.fresh = None
         return answered
-
-    cdef void failed(self, object error) noexcept:
-        """The reply to what a handler raised, and the traceback for the log. The connection goes on as
-        its framing allows; a reply that was under way, or a client that is gone, ends it."""
-        cdef Desk* d = &self.desk
-        cdef bint gone = isinstance(error, ClientGone)
-        try:
-            if d.ended or load_u8(&d.conn.claim) == EXPIRED:
-                d.conn.closing = True
-            elif d.streamed or gone and d.alone:
-                d.conn.aborted = d.conn.closing = True
-            elif isinstance(error, BadRequest):
-                self.ctx.error(str(error) or phrase_of(error.status), error.status)
-            else:
-                self.ctx.error("Internal Server Error", 500)
-            if load_u8(&d.conn.claim) == EXPIRED:
-                if not isinstance(error, ContextExpired):
-                    log.exception("a handler failed after its handler_timeout")
-            elif not gone and not isinstance(error, BadRequest):
-                log.exception("%s %s failed", self.ctx.method, self.ctx.path)
-        except BaseException:
-            # A handler of `logging` that raises must not take the worker with it.
-            pass
 
     cdef void release_dropped(self) noexcept:
         """Drops what large replies were sent from."""
@@ -284,6 +290,43 @@ cdef class Worker:
         drop_references(self.house)
         if not lease_take_back(&r.lease, d.word):
             d.reactor = NULL
+
+
+cdef void fail(RequestCtx ctx, object error) noexcept:
+    """The reply to what a handler raised, and the traceback for the log. The connection goes on as
+    its framing allows; a reply that was under way, or a client that is gone, ends it."""
+    cdef Desk* d = ctx.desk
+    cdef bint gone = isinstance(error, ClientGone)
+    cdef bint expired
+    try:
+        expired = load_u8(&d.conn.claim) == EXPIRED
+        if d.ended or expired:
+            d.conn.closing = True
+        elif d.streamed or gone and d.alone:
+            d.conn.aborted = d.conn.closing = True
+        elif ctx.conn is NULL:
+            # It was detached, and is answered.
+            pass
+        elif isinstance(error, BadRequest):
+            ctx.error(str(error) or phrase_of(error.status), error.status)
+        else:
+            ctx.error("Internal Server Error", 500)
+        if expired or ctx.conn is NULL:
+            if not isinstance(error, ContextExpired):
+                log.error("a handler failed behind its reply", exc_info=error)
+        elif not gone and not isinstance(error, BadRequest):
+            log.error("%s %s failed", ctx.method, ctx.path, exc_info=error)
+    except BaseException:
+        # A handler of `logging` that raises must not take the worker with it.
+        pass
+
+
+cdef void complain(str what, object error) noexcept:
+    """Whoever has failed goes on whatever happens, even when its log does not work."""
+    try:
+        log.error(what, exc_info=error)
+    except BaseException:
+        pass
 
 
 cdef str phrase_of(int status):
@@ -462,9 +505,9 @@ cdef class Core:
                         # Cleared first: who asks from here on is heard.
                         store_u32_seq(&h.growing, 0)
                         grow()
-                except BaseException:
+                except BaseException as error:
                     # A handler of `logging` that raises, or a thread that cannot be had.
-                    self.complain()
+                    complain("the keeper could not do its work", error)
                 if closing:
                     return
                 with nogil:
@@ -472,13 +515,6 @@ cdef class Core:
                         futex_wait(&h.keeper_bell, seen, -1)
         finally:
             leave_house(h)
-
-    cdef void complain(self) noexcept:
-        """The keeper goes on whatever happens, even when its log does not work."""
-        try:
-            log.exception("the keeper could not do its work")
-        except BaseException:
-            pass
 
     cdef int check(self) except -1:
         if self.house.forked:
@@ -577,8 +613,8 @@ cdef class Core:
         total = dict.fromkeys((
             "connections", "queued", "accepted", "refused_connections", "refused_descriptors", "requests",
             "shed_queue_full", "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write",
-            "timed_out_handler", "aborted", "shed_memory", "memory", "refused_per_ip", "closed_unheard", "probes",
-            "rejected", "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers",
+            "timed_out_handler", "aborted", "hijacked", "shed_memory", "memory", "refused_per_ip", "closed_unheard",
+            "probes", "rejected", "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers",
             "slots"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
@@ -602,6 +638,7 @@ cdef class Core:
             total["timed_out_write"] += load_u64(&s.timed_out_write)
             total["timed_out_handler"] += load_u64(&s.timed_out_handler)
             total["aborted"] += load_u64(&s.aborted)
+            total["hijacked"] += load_u64(&s.hijacked)
             total["handoffs_blocked"] += load_u64(&s.handoffs_blocked)
             total["handoffs_computing"] += load_u64(&s.handoffs_computing)
             total["handoffs_gil"] += load_u64(&s.handoffs_gil)
@@ -789,7 +826,7 @@ cdef int tell(House* h) except -1:
         elif notes[i].kind == NOTE_MEMORY:
             log.warning("bodies are refused with 503: max_memory=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_HANDLER:
-            log.error("a handler took longer than handler_timeout: its client was told 504\n%s",
+            log.error("a handler took longer than its timeout: its client has been told\n%s",
                       stack_of(notes[i].value, now_ns() - notes[i].at))
         elif notes[i].kind == NOTE_QUEUE:
             log.warning("requests are refused with 503: max_queue=%d is reached", notes[i].value)
@@ -798,6 +835,8 @@ cdef int tell(House* h) except -1:
                         notes[i].value / 1000.0)
         elif notes[i].kind == NOTE_DEAD:
             log.error("a listener accepts no more: somebody has shut it down")
+        elif notes[i].kind == NOTE_FORGOTTEN:
+            log.error("a detached ctx was forgotten: its client was told 500")
         elif notes[i].kind == NOTE_STACKS:
             log.warning("what each thread is at:\n%s", stacks())
         elif notes[i].kind == NOTE_REFUSED:
@@ -812,6 +851,8 @@ cdef str stack_of(int64_t native_id, int64_t late):
     import sys
     import threading
     import traceback
+    if native_id == 0:
+        return "(its ctx is detached: no thread is known to work for it)"
     if late > SECOND:
         return f"(the GIL could not be had for {late / 1e9:.1f} s: what the thread was at then is not known)"
     for thread in threading.enumerate():

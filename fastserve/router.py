@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
+from fastserve.coroutines import as_handler
+
 if TYPE_CHECKING:
     from fastserve._core import RequestCtx
 
@@ -158,7 +160,7 @@ class Router:
             methods = self._node(steps).methods if names else self._plain.setdefault(pattern, {})
             if method in methods:
                 raise ValueError(f"{method} {pattern} has a handler")
-            methods[method] = handler, names
+            methods[method] = as_handler(handler), names
             return handler
 
         return add if handler is None else add(handler)

@@ -9,7 +9,6 @@ joined before the interpreter goes, whoever forgot to call `shutdown`.
 import atexit
 import contextlib
 import errno
-import inspect
 import itertools
 import logging
 import os
@@ -22,10 +21,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fastserve.binds import Bind, parse_bind
 from fastserve.config import Config
+from fastserve.coroutines import as_handler
 from fastserve.errors import ServerClosed, StartError
 
 try:
@@ -36,6 +36,9 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
     ) from None
+
+if TYPE_CHECKING:
+    from fastserve.coroutines import AsyncHandler
 
 __all__ = ["BodyStream", "Done", "Handler", "Headers", "ReplyStream", "RequestCtx", "Server"]
 
@@ -53,18 +56,17 @@ WORKER_EXIT = 0.5
 class Server:
     """An HTTP/1.1 server around one handler.
 
-    `handler(ctx)` is called once a request, in one of the worker threads, and returns None. Keyword
-    arguments are the fields of `Config`; or give a whole `config`. TypeError or ValueError if one is wrong.
+    `handler(ctx)` is called once a request, in one of the worker threads, and returns None; a coroutine
+    function runs on an event loop (`run_async`). Keyword arguments are the fields of `Config`; or give a
+    whole `config`. TypeError or ValueError if one is wrong.
     """
 
-    def __init__(self, handler: Handler, *, config: Config | None = None, **fields: Any) -> None:
+    def __init__(self, handler: "Handler | AsyncHandler", *, config: Config | None = None, **fields: Any) -> None:
         if not callable(handler):
             raise TypeError(f"a handler is callable, which {type(handler).__name__} is not")
-        if inspect.iscoroutinefunction(handler):
-            raise TypeError("a handler is a plain function: a coroutine would never be awaited")
         if config is not None and fields:
             raise TypeError("give either config or its fields, not both")
-        self._handler = handler
+        self._handler = as_handler(handler)
         self._config = config if config is not None else Config(**fields)
         self._core: Core | None = None
         self._threads: list[threading.Thread] = []

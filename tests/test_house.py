@@ -38,7 +38,7 @@ IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 
 UNDER_THE_GIL = {
     "drop_references", "phrase_of", "copy_text", "stacks", "stack_of", "fill_limits", "ns", "reactor_make", "tell",
-    "_gil_enabled", "enter_house", "leave_house", "close_descriptors", "forget_house",
+    "_gil_enabled", "complain", "fail", "enter_house", "leave_house", "close_descriptors", "forget_house",
 }
 """Functions of the door outside its classes that need the GIL: start, end, the log."""
 
@@ -46,6 +46,7 @@ ENTRANCES = {
     r"\bPyObject_CallOneArg\(": "Worker.invoke",
     r"\bon_worker_start\(\)": "Core.work",
     r"\bgrow\(\)": "Core.keep",
+    r"\bself\.limited\(": "Timeout.__call__",
 }
 """Where Python of the user or of server.py is called from the core, by the text of the call."""
 
@@ -54,24 +55,26 @@ MAY_ALLOCATE = {
     "pool_block": {"pool_make", "pool_lend"},
     "mem_take": {"body_grow", "keep_trailers", "answer_metrics", "log_make", "lend_record",
                  "Core.__cinit__"},
-    "mem_take_zeroed": {"slots_make", "peers_make", "Core.__cinit__"},
+    "mem_take_zeroed": {"slots_make", "peers_make", "desk_apart", "Core.__cinit__"},
     "mem_grow": {"house_drops", "buffer_put"},
 }
 """A start, a pool that is empty, a body beyond the largest pool, a worker's first streamed body, the text of all
-metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
+metrics, records of the access log while it is behind, a list of pointers or a ctx that grows, one that is detached."""
 
 BELOW = {
-    "__init__": {"_core", "args", "compression", "config", "errors", "forms", "headers", "router",
-                 "server", "static"},
+    "__init__": {"_core", "args", "compression", "config", "coroutines", "errors", "forms", "headers", "router",
+                 "server", "static", "timeouts"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
-    "server": {"_core", "binds", "config", "errors"},
+    "server": {"_core", "binds", "config", "coroutines", "errors"},
     "_core": {"args", "cookies", "dates", "documents", "errors", "forms", "forwarded", "headers",
               "negotiation", "sending"},
     "forms": {"args", "errors"},
     "welcome": {"", "_core"},
     "config": {"errors", "forwarded"},
-    "router": {"_core"},
+    "router": {"_core", "coroutines"},
+    "coroutines": {"_core"},
+    "timeouts": {"_core", "coroutines"},
     "headers": set(),
     "sending": {"_core", "conditions", "dates"},
     "static": {"_core", "sending"},

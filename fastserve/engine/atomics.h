@@ -54,6 +54,7 @@ static inline uint32_t sub_u32(uint32_t *p, uint32_t by) { return __atomic_sub_f
 
 static inline void *load_ptr(void *const *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void *load_ptr_seq(void *const *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void store_ptr_seq(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline void *swap_ptr(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 static inline int cas_ptr(void **p, void *old, void *v) {
     return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);

@@ -37,6 +37,7 @@ cdef extern from "atomics.h" nogil:
 
     void* load_ptr(void** p) noexcept
     void* load_ptr_seq(void** p) noexcept
+    void store_ptr_seq(void** p, void* v) noexcept
     void* swap_ptr(void** p, void* v) noexcept
     bint cas_ptr(void** p, void* old, void* v) noexcept
 

@@ -28,6 +28,7 @@ cdef enum:                  # what a connection is in the middle of
     AWAY = 5                # in a handler: its worker's, not the holder's
     WRITING = 6             # a reply that the socket would not take whole
     LINGER = 7              # our end is sent: reading and throwing away, then closing
+    HIJACKED = 8            # a thread's of its own, which sends it home when it is done
 
 cdef enum:                  # which part of a request the next call is for
     WHOLE = 0               # the whole of it
@@ -42,6 +43,14 @@ cdef enum:                  # Conn.claim, of a call off lease
     ANSWERED = 2            # its worker answers
     EXPIRED = 3             # the holder has answered 503 or 504; the handler's ctx is no use any more
     WAITS = 4               # its worker waits for the GIL, and the handler has not begun
+
+cdef enum:                  # Conn.worker
+    NOBODY = 0xffffffff     # of a call that was detached
+
+cdef enum:                  # Conn.taken, of a connection that was hijacked
+    TAKEN = 1               # on its way to the holder
+    SENT_AWAY = 2           # the holder has let it go: its thread sends it home
+    OVER = 3                # its thread is done with it: the holder closes it when it comes
 
 cdef enum:                  # why bytes of `Large` are still held
     NO_LARGE = 0
@@ -79,6 +88,12 @@ cdef struct Large:
     void* owner
     int file
     int64_t at              # of the first of them in the file
+
+
+cdef struct Late:
+    # The reply to a call that ends by a limit of its own. It outlives all calls.
+    int status
+    const char* words
 
 
 cdef struct Conn:
@@ -127,6 +142,8 @@ cdef struct Conn:
     uint8_t resumes         # it comes home without a reply, for its body to be received
     uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
     uint8_t slow_reader     # its worker gave it up, because the client read too slowly
+    uint8_t taken           # atomic: it was hijacked, and who is done with it first; 0: it was not
+    uint8_t late            # the call is EXPIRED because its handler took too long
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
     int64_t called          # atomic: when the handler of a call off lease began
@@ -137,7 +154,9 @@ cdef struct Conn:
     uint64_t replied        # bytes of the reply's body
     void* records           # of the access log, newest first: their replies have not left
     uint64_t drawn          # bytes of its body that its worker received
-    uint32_t worker         # with a handler_timeout: index of the worker whose call it is
+    uint32_t worker         # atomic: index of the worker whose call it is, off lease
+    int64_t limit_at        # atomic: when the call ends by a limit of its own
+    void* limit             # atomic: what the client is told then, a Late; NULL: it has no such limit
     uint64_t peer_key       # under which its address is counted; 0: it is not
     Chunked chunked
     uint64_t id

@@ -72,6 +72,7 @@ cdef struct Mate:
     uint32_t wake           # futex word
     uint32_t index
     uint64_t let_go         # the last CALL whose connection its seizer has finished with
+    uint64_t wish           # atomic: tag of the connection whose call it wants looked at
     int cpu_clock
     int tid
     bint alive

@@ -25,7 +25,7 @@ cdef extern from "<sys/socket.h>" nogil:
         iovec* msg_iov
         size_t msg_iovlen
     int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
-    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_MORE, SHUT_RDWR, SHUT_WR
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_MORE, SHUT_RD, SHUT_RDWR, SHUT_WR
     int IPPROTO_TCP, SOL_SOCKET, SO_LINGER
     struct c_linger "linger":
         int l_onoff
@@ -207,6 +207,11 @@ cdef inline ssize_t net_send_two(int fd, const void* first, size_t first_size,
 cdef inline void net_end(int fd) noexcept nogil:
     """No more from us: the peer reads what was sent, then the end."""
     c_shutdown(fd, SHUT_WR)
+
+
+cdef inline void net_deaf(int fd) noexcept nogil:
+    """Whoever reads finds the end behind what has come; what is written still leaves."""
+    c_shutdown(fd, SHUT_RD)
 
 
 cdef inline void net_cut(int fd) noexcept nogil:

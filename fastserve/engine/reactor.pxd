@@ -67,10 +67,11 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_LOG = 5
     NOTE_WAITED = 6
     NOTE_DEAD = 7
-    NOTE_HANDLER = 8            # a handler whose time is up: `value` is its thread
-    NOTE_REFUSED = 9            # each of them, when asked for
-    NOTE_STACKS = 10            # each time that a signal asks
-    NOTE_KINDS = 11
+    NOTE_FORGOTTEN = 8
+    NOTE_HANDLER = 9            # a handler whose time is up: `value` is its thread, 0: its ctx is detached
+    NOTE_REFUSED = 10           # each of them, when asked for
+    NOTE_STACKS = 11            # each time that a signal asks
+    NOTE_KINDS = 12
 
 
 cdef struct Stats:
@@ -93,6 +94,7 @@ cdef struct Stats:
     uint64_t timed_out_handler
     uint64_t probes             # answered without Python
     uint64_t aborted            # streamed replies that broke off
+    uint64_t hijacked           # connections that became a thread's of their own
     uint64_t handoffs_blocked
     uint64_t handoffs_computing
     uint64_t handoffs_gil
@@ -140,6 +142,7 @@ cdef struct Reactor:
     int64_t drop_at             # when the keeper is to drop what large replies were sent from, if nobody else has
     Conn* calling               # the one whose handler runs under CALL
     uint32_t taken_along        # atomic: requests whose worker waits for the GIL off lease
+    uint32_t wishes             # atomic: a worker off lease wants its call looked at
     uint32_t blocking           # moving average of handlers seen to block, in 1/1024
     bint may_call               # the holder of this turn is a worker
     bint draining

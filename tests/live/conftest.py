@@ -164,6 +164,11 @@ class Wire:
         del self.pending[:end + 4]
         return reply
 
+    def read_until(self, end: bytes) -> bytes:
+        while (at := self.pending.find(end)) < 0:
+            assert self.more(), f"the stream ended before {end!r}: {bytes(self.pending[:200])!r}"
+        return self.read_exactly(at + len(end))
+
     def read_exactly(self, size: int) -> bytes:
         while len(self.pending) < size:
             assert self.more(), f"the stream ended after {len(self.pending)} of {size} bytes"
@@ -416,7 +421,9 @@ def descriptors() -> dict[int, str]:
 
 
 def server_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastserve-")]
+    """All but the one event loop of the process, which stays."""
+    return [thread.name for thread in threading.enumerate()
+            if thread.name.startswith("fastserve-") and thread.name != "fastserve-loop"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,7 +74,7 @@ def test_replies_that_nobody_gets(serve: Serve, tmp_path: Path) -> None:
         else:
             ctx.stream(iter(["some", 1]))
 
-    serve.expect_error("took longer than handler_timeout")
+    serve.expect_error("took longer than its timeout")
     serve.expect_error("TypeError")
     server = serve(handler, workers=4, reactors=1, access_log=str(path), access_log_format="json", concurrency=1,
                    handler_timeout=0.2)

@@ -245,7 +245,7 @@ def test_expired(serve: Serve, tmp_path: Path) -> None:
         ctx.send_file(path)
         wait_for(go)
 
-    serve.expect_error("took longer than handler_timeout")
+    serve.expect_error("took longer than its timeout")
     server = serve(handler, workers=2, handler_timeout=0.05)
     assert server.exchange(request()).status == 504
     wait_until(serve.errors, "the report")

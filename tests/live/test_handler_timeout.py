@@ -17,7 +17,7 @@ from conftest import Running, Serve, Wire, request, wait_for, wait_until
 from fastserve import ContextExpired, RequestCtx
 
 SOON = 0.05
-STUCK = "took longer than handler_timeout"
+STUCK = "took longer than its timeout"
 
 
 class Late:

@@ -68,14 +68,6 @@ def test_a_return_value_is_a_type_error(serve: Serve, answer: object) -> None:
     assert len(serve.errors()) == 2
 
 
-def test_a_coroutine_function_is_no_handler(serve: Serve) -> None:
-    async def handler(ctx: RequestCtx) -> None:
-        ctx.write("never")
-
-    with pytest.raises(TypeError):
-        serve(handler)      # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("what", ["text", None, 3])
 def test_what_cannot_be_called_is_no_handler(what: object) -> None:
     with pytest.raises(TypeError):

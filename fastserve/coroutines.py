@@ -1,0 +1,97 @@
+"""Coroutines as handlers: how a ctx comes to an event loop, and its reply back.
+
+Knows: asyncio, and the words of a ctx that is answered later. Never sees: the core. Invariant: what is made here is a
+handler like any other, and a coroutine that fails is answered as a handler that fails; asyncio is imported by those who
+have coroutines alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fastserve._core import RequestCtx
+
+    Handler = Callable[[RequestCtx], None]
+    AsyncHandler = Callable[[RequestCtx], Coroutine[Any, Any, None]]
+
+__all__ = ["as_handler", "is_async", "run_async"]
+
+
+def run_async(handler: AsyncHandler, loop: asyncio.AbstractEventLoop | None = None) -> Handler:
+    """A handler that detaches its ctx and leaves the reply to a coroutine function, in the context of the call.
+
+    It runs on `loop`, which some thread must be running, or on one that a thread of fastserve's runs for all of them.
+    `ctx.complete` is called at its end; what it raises is answered as what a handler raises. The ctx has neither
+    `stream` nor `early_hints` then, and a body that is to be streamed must be asked for otherwise. `Server`, `Router`
+    and `timeout` do this by themselves with `async def` functions.
+    """
+    tasks: set[asyncio.Task[None]] = set()  # which nobody else keeps alive
+
+    def begin(ctx: RequestCtx) -> None:
+        chosen = loop if loop is not None else _own_loop()
+        ctx.detach()
+        chosen.call_soon_threadsafe(start, chosen, ctx)
+
+    def start(chosen: asyncio.AbstractEventLoop, ctx: RequestCtx) -> None:
+        task = chosen.create_task(_answered(handler, ctx))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    return begin
+
+
+async def _answered(handler: AsyncHandler, ctx: RequestCtx) -> None:
+    try:
+        answer: object = await handler(ctx)  # type: ignore[func-returns-value]  # an untyped one may
+        if answer is not None:
+            raise TypeError(f"a handler returns None, not {type(answer).__name__}")
+    except BaseException as error:
+        ctx.complete(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        ctx.complete()
+
+
+def is_async(handler: object) -> bool:
+    """Would calling it make a coroutine?"""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def as_handler(handler: Callable[[RequestCtx], Any]) -> Handler:
+    """`handler` itself, or what runs it if it is a coroutine function."""
+    return run_async(handler) if is_async(handler) else handler
+
+
+_loop: asyncio.AbstractEventLoop | None = None
+_lock = threading.Lock()
+
+
+def _own_loop() -> asyncio.AbstractEventLoop:
+    """Made at first use, by the policy that is set; its thread ends with the process."""
+    global _loop
+    if _loop is None:
+        with _lock:
+            if _loop is None:
+                import asyncio
+
+                made = asyncio.new_event_loop()
+                threading.Thread(target=made.run_forever, name="fastserve-loop", daemon=True).start()
+                _loop = made
+    return _loop
+
+
+def _forget_loop() -> None:
+    """In the child of a fork: its thread is the parent's."""
+    global _loop, _lock
+    _loop, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_loop)

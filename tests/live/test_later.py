@@ -1,0 +1,496 @@
+"""Contexts that are detached: answered behind their handler, by any thread, once.
+
+Knows: who may complete a ctx and when: inside the handler, before it returns, behind it, never. Never sees: how a
+worker leaves a call. Invariant: each request has one reply, and afterwards all is given back, which `serve` checks.
+"""
+
+import asyncio
+import contextvars
+import gc
+import queue
+import random
+import threading
+from collections import Counter
+
+import pytest
+from conftest import Reply, Serve, request, wait_for, wait_until
+
+from fastserve import BadRequest, ContextExpired, RequestCtx, Router, run_async, timeout
+
+FORGOTTEN = "a detached ctx was forgotten"
+LATE = "took longer than its timeout"
+
+
+class Answerer:
+    """A thread that does with each ctx what `then` says, in the order in which they come."""
+
+    def __init__(self, then) -> None:
+        self.then = then
+        self.waiting: queue.SimpleQueue[RequestCtx | None] = queue.SimpleQueue()
+        self.raised: list[BaseException] = []
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while ctx := self.waiting.get():
+            try:
+                self.then(ctx)
+            except BaseException as error:
+                self.raised.append(error)
+            del ctx
+
+    def __call__(self, ctx: RequestCtx) -> None:
+        ctx.detach()
+        self.waiting.put(ctx)
+
+    def __enter__(self) -> "Answerer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.waiting.put(None)
+        self.thread.join()
+
+
+def path_back(ctx: RequestCtx) -> None:
+    ctx.write(ctx.path)
+    ctx.complete()
+
+
+@pytest.mark.parametrize("config", [{}, {"metrics_path": "/metrics"}, {"handler_timeout": 20.0}])
+def test_another_thread_answers(serve: Serve, config: dict) -> None:
+    with Answerer(path_back) as answers:
+        server = serve(answers, workers=2, reactors=1, **config)
+        wire = server.connect()
+        assert [wire.get(f"/{n}").body for n in range(50)] == [b"/%d" % n for n in range(50)]
+        wait_until(lambda: server.stats()["requests"] == 50, "the last to come home")
+
+
+def test_the_worker_is_free_meanwhile(serve: Serve) -> None:
+    """As many calls are under way as connections, with one worker."""
+    kept: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        kept.put(ctx)
+
+    server = serve(handler, workers=2, reactors=1)
+    wires = [server.connect().send(request("GET", f"/{n}")) for n in range(40)]
+    ctxs = [kept.get() for _ in wires]
+    for ctx in ctxs:
+        path_back(ctx)
+    assert [wire.read().body for wire in wires] == [b"/%d" % n for n in range(40)]
+
+
+def test_it_may_be_completed_before_its_handler_returns(serve: Serve) -> None:
+    """By the handler, and by another thread while the handler blocks: then the reply leaves when that is over."""
+    completed = threading.Event()
+
+    def complete(ctx: RequestCtx) -> None:
+        path_back(ctx)
+        completed.set()
+
+    with Answerer(complete) as answers:
+        def handler(ctx: RequestCtx) -> None:
+            if ctx.path == "/itself":
+                ctx.detach()
+                path_back(ctx)
+            else:
+                answers(ctx)
+                wait_for(completed)
+                completed.clear()
+
+        server = serve(handler, workers=2, reactors=1)
+        wire = server.connect()
+        for _ in range(20):
+            assert wire.get("/itself").body == b"/itself"
+            assert wire.get("/other").body == b"/other"
+
+
+def test_it_is_completed_once(serve: Serve) -> None:
+    def twice(ctx: RequestCtx) -> None:
+        path_back(ctx)
+        ctx.complete()
+
+    with Answerer(twice) as answers:
+        server = serve(answers, workers=2, reactors=1)
+        assert server.get("/a").body == b"/a"
+        wait_until(lambda: answers.raised, "the second complete")
+        assert isinstance(answers.raised[0], ContextExpired)
+
+
+def test_only_a_detached_ctx_is_completed(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        with pytest.raises(RuntimeError, match="was not detached"):
+            ctx.complete()
+        ctx.detach()
+        with pytest.raises(RuntimeError, match="before it detaches"):
+            ctx.detach()
+        ctx.write("right")
+        ctx.complete()
+        with pytest.raises(ContextExpired):
+            ctx.detach()
+
+    assert serve(handler, workers=2, reactors=1).get().body == b"right"
+
+
+def test_hooks_cannot_detach(serve: Serve) -> None:
+    def hook(ctx: RequestCtx, error: BadRequest | None = None) -> None:
+        with pytest.raises(RuntimeError, match="for a handler"):
+            ctx.detach()
+
+    server = serve(lambda ctx: ctx.write("handled"), on_headers=hook, error_handler=hook, workers=2, reactors=1)
+    assert server.get().body == b"handled"
+    assert server.exchange(b"nonsense\r\n\r\n").status == 400
+
+
+@pytest.mark.parametrize("use", [
+    lambda ctx: ctx.stream([b"x"]), lambda ctx: ctx.early_hints("</a>"), lambda ctx: ctx.timeout_error(),
+    lambda ctx: ctx.hijack(print),
+])
+def test_what_a_detached_ctx_cannot(serve: Serve, use) -> None:
+    def refused(ctx: RequestCtx) -> None:
+        with pytest.raises(RuntimeError, match="detach"):
+            use(ctx)
+        path_back(ctx)
+
+    with Answerer(refused) as answers:
+        assert serve(answers, workers=2, reactors=1).get("/a").body == b"/a"
+        assert not answers.raised
+
+
+def test_an_error_is_answered_as_a_handlers(serve: Serve) -> None:
+    serve.expect_error("on purpose")
+
+    def fails(ctx: RequestCtx) -> None:
+        ctx.write("what nobody sees")
+        ctx.complete(BadRequest("so bad", 422) if ctx.path == "/bad" else RuntimeError("on purpose"))
+
+    with Answerer(fails) as answers:
+        server = serve(answers, workers=2, reactors=1)
+        wire = server.connect()
+        bad, broken = wire.get("/bad"), wire.get("/broken")
+        assert (bad.status, bad.body) == (422, b"so bad")
+        assert (broken.status, broken.body) == (500, b"Internal Server Error")
+    assert len(serve.errors()) == 1
+
+
+def test_a_handler_that_fails_behind_detach_is_answered_with_500(serve: Serve) -> None:
+    serve.expect_error("on purpose")
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        raise RuntimeError("on purpose")
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert [wire.get().status for _ in range(2)] == [500, 500]
+
+
+def test_a_handler_that_fails_behind_its_reply_changes_nothing(serve: Serve) -> None:
+    serve.expect_error("behind its reply")
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        path_back(ctx)
+        raise RuntimeError("on purpose")
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert [wire.get("/a").body for _ in range(2)] == [b"/a", b"/a"]
+
+
+def test_one_that_is_forgotten_is_answered_with_500(serve: Serve) -> None:
+    serve.expect_error(FORGOTTEN)
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        ctx.set_body(b"x" * 100_000)
+        if ctx.path == "/cycle":
+            ctx.user_values["itself"] = ctx
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect()
+    assert (wire.get().status, wire.get().status) == (500, 500)
+    wire.send(request("GET", "/cycle"))
+    wait_until(lambda: server.stats()["requests"] == 2 and gc.collect() >= 0 and not wire.silent(), "the collector")
+    assert wire.read().body == b"Internal Server Error"
+    wait_until(serve.errors, "the report")
+
+
+@pytest.mark.parametrize("size", [0, 100, 30_000, 3_000_000])
+def test_bodies_of_every_size(serve: Serve, size: int) -> None:
+    def echo(ctx: RequestCtx) -> None:
+        if ctx.path == "/written":
+            ctx.write(ctx.body)
+        else:
+            ctx.set_body(ctx.body)
+        ctx.complete()
+
+    body = random.Random(size).randbytes(size)
+    with Answerer(echo) as answers:
+        server = serve(answers, workers=2, reactors=1)
+        wire = server.connect()
+        for path in ["/written", "/set"] * 3:
+            assert wire.send(request("POST", path, body=body)).read().body == body
+
+
+def test_head_has_no_body(serve: Serve) -> None:
+    with Answerer(path_back) as answers:
+        wire = serve(answers, workers=2, reactors=1).connect()
+        reply = wire.send(request("HEAD", "/four")).read(head=True)
+        assert (reply.get("Content-Length"), wire.get("/a").body) == ("5", b"/a")
+
+
+def test_pipelined_requests_wait_for_their_turn(serve: Serve) -> None:
+    with Answerer(path_back) as answers:
+        wire = serve(answers, workers=2, reactors=1).connect()
+        wire.send(*[request("GET", f"/{n}") for n in range(100)])
+        assert [wire.read().body for _ in range(100)] == [b"/%d" % n for n in range(100)]
+
+
+def test_a_client_that_is_gone_is_no_trouble(serve: Serve) -> None:
+    held = threading.Event()
+
+    def late(ctx: RequestCtx) -> None:
+        wait_for(held)
+        ctx.set_body(b"x" * 3_000_000)
+        ctx.complete()
+
+    with Answerer(late) as answers:
+        server = serve(answers, workers=2, reactors=1)
+        for _ in range(3):
+            server.connect().send(request()).reset()
+        wait_until(lambda: server.stats()["buffers"] == 6, "three requests")
+        held.set()
+        wait_until(lambda: server.stats()["connections"] == 0, "the ends")
+        assert not answers.raised
+
+
+def test_handler_timeout_runs_on(serve: Serve) -> None:
+    serve.expect_error(LATE)
+    held = threading.Event()
+
+    def late(ctx: RequestCtx) -> None:
+        wait_for(held)
+        with pytest.raises(ContextExpired):
+            ctx.write("too late")
+        ctx.complete()
+
+    with Answerer(late) as answers:
+        server = serve(answers, workers=2, reactors=1, handler_timeout=0.05)
+        wire = server.connect().send(request())
+        assert wire.read().status == 504 and wire.ended()
+        wire.close()
+        held.set()
+        wait_until(lambda: server.stats()["connections"] == 0, "the slot")
+        assert not answers.raised and server.stats()["timed_out_handler"] == 1
+    assert any("no thread is known" in message for message in serve.errors())
+
+
+def test_a_limit_of_its_own_runs_on(serve: Serve) -> None:
+    serve.expect_error(LATE)
+    held = threading.Event()
+
+    def late(ctx: RequestCtx) -> None:
+        wait_for(held)
+        ctx.complete()
+
+    with Answerer(late) as answers:
+        server = serve(timeout(answers, 0.05, 503, "not today"), workers=2, reactors=1)
+        assert server.get().body == b"not today\n"
+        held.set()
+        wait_until(lambda: server.stats()["connections"] == 0, "the slot")
+
+
+def test_a_stop_waits_for_it(serve: Serve) -> None:
+    kept: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        kept.put(ctx)
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect().send(request("GET", "/last"))
+    ctx = kept.get()
+    stopping = threading.Thread(target=server.shutdown)
+    stopping.start()
+    wait_until(server.refuses, "the listeners to close")
+    assert ctx.done.is_set()
+    path_back(ctx)
+    reply = wire.read()
+    assert (reply.body, reply.closes) == (b"/last", True)
+    stopping.join()
+    assert server.clean
+
+
+def test_a_stop_that_does_not_wait_cuts_it(serve: Serve) -> None:
+    kept: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        kept.put(ctx)
+
+    server = serve(handler, workers=2, reactors=1)
+    wires = [server.connect().send(request()) for _ in range(3)]
+    ctxs = [kept.get() for _ in wires]
+    assert not server.shutdown(0)
+    assert all(wire.gone() for wire in wires)
+    for ctx in ctxs:
+        ctx.set_body(b"x" * 1_000_000)
+        ctx.complete()
+        with pytest.raises(ContextExpired):
+            ctx.complete()
+
+
+def test_many_at_once_by_many(serve: Serve, chance: random.Random) -> None:
+    """Handlers that return at once and late, completers that are fast and slow: each request has its own reply."""
+    answerers = [Answerer(path_back) for _ in range(4)]
+    late = threading.Event()
+    turn = [chance.choice(["inside", "late", "other", "other", "fails"]) for _ in range(997)]
+
+    def handler(ctx: RequestCtx) -> None:
+        number = int(ctx.path[1:])
+        kind = turn[number % len(turn)]
+        if kind == "inside":
+            ctx.detach()
+            path_back(ctx)
+        elif kind == "fails":
+            ctx.detach()
+            raise BadRequest("on purpose")
+        else:
+            answerers[number % 4](ctx)
+            if kind == "late":
+                late.wait(0.0005)
+
+    server = serve(handler, workers=4, reactors=1)
+    replies: dict[int, Reply] = {}
+
+    def client(first: int) -> None:
+        wire = server.connect()
+        for start in range(first, first + 250, 10):
+            wire.send(*[request("GET", f"/{n}") for n in range(start, start + 10)])
+            for n in range(start, start + 10):
+                replies[n] = wire.read()
+
+    clients = [threading.Thread(target=client, args=(1000 * k,)) for k in range(8)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    assert len(replies) == 2000
+    for n, reply in replies.items():
+        expected = b"on purpose" if turn[n % len(turn)] == "fails" else b"/%d" % n
+        assert reply.body == expected, n
+    for answerer in answerers:
+        with answerer:
+            pass
+        assert not answerer.raised
+    wait_until(lambda: server.stats()["requests"] == 2000, "the last to come home")
+    assert Counter(reply.status for reply in replies.values())[200] == server.stats()["statuses"]["2xx"]
+
+
+# Coroutines
+
+mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_loop() -> None:
+    """The loop and its thread stay, so they are made before a test counts what is there."""
+    from fastserve.coroutines import _own_loop
+
+    ready = threading.Event()
+    _own_loop().call_soon_threadsafe(ready.set)
+    wait_for(ready)
+
+
+def test_coroutine_functions_are_handlers(serve: Serve) -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        assert mark.get() == "outside"
+        mark.set("inside")
+        await asyncio.sleep(0)
+        ctx.write(f"{ctx.path} {threading.current_thread().name}")
+
+    mark.set("outside")
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert [wire.get(f"/{n}").body for n in range(20)] == [b"/%d fastserve-loop" % n for n in range(20)]
+
+
+def test_many_coroutines_wait_at_once(serve: Serve) -> None:
+    meeting: asyncio.Event | None = None
+    there = 0
+
+    async def handler(ctx: RequestCtx) -> None:
+        nonlocal meeting, there
+        meeting = meeting or asyncio.Event()
+        there += 1
+        if there == 200:
+            meeting.set()
+        await meeting.wait()
+        ctx.write("all")
+
+    server = serve(handler, workers=2, reactors=1)
+    wires = [server.connect().send(request()) for _ in range(200)]
+    assert {wire.read().body for wire in wires} == {b"all"}
+
+
+def test_what_a_coroutine_raises_is_answered(serve: Serve) -> None:
+    serve.expect_error("on purpose")
+    serve.expect_error("returns None, not str")
+
+    async def handler(ctx: RequestCtx):
+        await asyncio.sleep(0)
+        if ctx.path == "/bad":
+            ctx.query.int("n")
+        if ctx.path == "/text":
+            return "text"
+        raise RuntimeError("on purpose")
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert [wire.get(path).status for path in ("/bad?n=x", "/text", "/broken")] == [400, 500, 500]
+    assert len(serve.errors()) == 2
+
+
+def test_a_router_and_a_timeout_take_coroutine_functions(serve: Serve) -> None:
+    serve.expect_error(LATE)
+    router = Router()
+    held = asyncio.Event()
+
+    @router.get("/hello/{name}")
+    async def hello(ctx: RequestCtx) -> None:
+        ctx.write(ctx.params["name"])
+
+    async def late(ctx: RequestCtx) -> None:
+        await held.wait()
+
+    router.get("/late", timeout(late, 0.05, message="late"))
+    server = serve(router, workers=2, reactors=1)
+    assert server.get("/hello/you").body == b"you"
+    assert server.get("/late").body == b"late\n"
+    from fastserve.coroutines import _own_loop
+
+    _own_loop().call_soon_threadsafe(held.set)
+
+
+def test_a_loop_of_ones_own(serve: Serve) -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        ctx.write(threading.current_thread().name)
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="my-loop")
+    thread.start()
+    try:
+        assert serve(run_async(handler, loop), workers=2, reactors=1).get().body == b"my-loop"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_a_loop_that_is_closed_is_a_500(serve: Serve) -> None:
+    serve.expect_error("Event loop is closed")
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    async def handler(ctx: RequestCtx) -> None:
+        ctx.write("never")
+
+    assert serve(run_async(handler, loop), workers=2, reactors=1).get().status == 500
