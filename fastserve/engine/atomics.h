@@ -26,8 +26,9 @@ static inline int cas_u64(uint64_t *p, uint64_t old, uint64_t v) {
 }
 static inline uint8_t load_u8(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store_u8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+/* One that fails acquires: who comes second sees what the first wrote before. */
 static inline int cas_u8(uint8_t *p, uint8_t old, uint8_t v) {
-    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
 }
 /* A counter with one writer at a time: a plain add, published for readers of statistics. */
 static inline void count_u64(uint64_t *p, uint64_t by) {
