@@ -300,6 +300,31 @@ def test_a_limit_of_its_own_runs_on(serve: Serve) -> None:
         wait_until(lambda: server.stats()["connections"] == 0, "the slot")
 
 
+def test_a_limit_of_its_own_ends_with_the_reply(serve: Serve) -> None:
+    """The next request of the connection has none."""
+    serve.expect_error(LATE)
+    patient, held = threading.Event(), threading.Event()
+    router = Router()
+    with Answerer(path_back) as answers:
+        router.get("/quick", timeout(answers, 0.2))
+        router.get("/patient", lambda ctx: (wait_for(patient), path_back_now(ctx))[1])
+        router.get("/held", timeout(lambda ctx: wait_for(held), 0.4))
+        server = serve(router, workers=4, reactors=1)
+        wire = server.connect()
+        assert wire.get("/quick").body == b"/quick"
+        wire.send(request("GET", "/patient"))
+        with server.connect() as other:
+            # Told behind the moment at which the limit of the first would have been up.
+            assert other.send(request("GET", "/held")).read().status == 504
+        patient.set()
+        held.set()
+        assert wire.read().body == b"/patient"
+
+
+def path_back_now(ctx: RequestCtx) -> None:
+    ctx.write(ctx.path)
+
+
 def test_a_stop_waits_for_it(serve: Serve) -> None:
     kept: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
 
