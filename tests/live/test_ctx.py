@@ -509,6 +509,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "add_trailer": ("X-Late", "1"), "early_hints": (), "stream": ((),), "not_modified": (), "write_json": ({},),
     "accepts": ("text/html",), "accepts_encoding": ("gzip",), "set_cookie": ("late", "1"), "delete_cookie": ("late",),
     "replace_body": (b"[1]",), "set_body_file": (-1, 0, 0), "send_file": (__file__,),
+    "detach": (), "complete": (), "hijack": (print,), "timeout_error": ("late",),
 }
 """How each method is called; a method that is not listed here fails the tests below."""
 
@@ -574,7 +575,10 @@ def test_everything_works_within_the_call(serve: Serve) -> None:
 
         def use_all(own: bool) -> None:
             ways = uses(ctx) | uses_of_headers(ctx.headers)
-            blocking = {name: ways.pop(name) for name in ("early_hints", "stream")}
+            blocking = {name: ways.pop(name)
+                        for name in ("early_hints", "stream", "detach", "hijack", "timeout_error")}
+            with pytest.raises(RuntimeError, match="was not detached"):
+                ways.pop("complete")()
             for name, use in ways.items():
                 try:
                     use()
