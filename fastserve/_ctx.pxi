@@ -1055,10 +1055,10 @@ cdef class RequestCtx:
         TypeError: it cannot be called. RuntimeError: the body of the request was not read to its end. `error` takes
         all of it back, and so does an exception.
         """
-        if not callable(function):
-            raise TypeError(f"a connection is taken over by a function, not by {type(function).__name__}")
         with cython.critical_section(self):
             self.check_call()
+            if not callable(function):
+                raise TypeError(f"a connection is taken over by a function, not by {type(function).__name__}")
             if self.conn.step == STREAMS and (
                     self.conn.chunked.state != AFTER_BODY if self.head.chunked else self.conn.body_left != 0):
                 raise RuntimeError("the body of a request is read before its connection is hijacked")

@@ -509,7 +509,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "add_trailer": ("X-Late", "1"), "early_hints": (), "stream": ((),), "not_modified": (), "write_json": ({},),
     "accepts": ("text/html",), "accepts_encoding": ("gzip",), "set_cookie": ("late", "1"), "delete_cookie": ("late",),
     "replace_body": (b"[1]",), "set_body_file": (-1, 0, 0), "send_file": (__file__,),
-    "detach": (), "complete": (), "hijack": (print,), "timeout_error": ("late",),
+    "detach": (), "complete": (), "hijack": (None,), "timeout_error": ("late",),
 }
 """How each method is called; a method that is not listed here fails the tests below."""
 
