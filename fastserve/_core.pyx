@@ -315,6 +315,7 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
             c_close(fd)
             continue
         memcpy(&c.peer, &peer, sizeof(peer))
+        c.opened = r.now
         c.peer_key = key
         time_idle(r, c)
         if r.draining:

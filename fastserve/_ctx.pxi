@@ -645,6 +645,13 @@ cdef class RequestCtx:
             return self.conn.requests
 
     @property
+    def conn_time(self) -> float:
+        """When the connection was accepted: seconds since 1970."""
+        with cython.critical_section(self):
+            self.check()
+            return (wall_ns() - (now_ns() - self.conn.opened)) / 1e9
+
+    @property
     def request_id(self) -> str:
         """Unique in this server: `conn_id` and `conn_request_num`, as the access log has it."""
         with cython.critical_section(self):

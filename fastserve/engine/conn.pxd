@@ -160,6 +160,7 @@ cdef struct Conn:
     uint64_t peer_key       # under which its address is counted; 0: it is not
     Chunked chunked
     uint64_t id
+    int64_t opened          # when it was accepted
     sockaddr_in6 peer
 
 

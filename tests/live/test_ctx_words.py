@@ -48,8 +48,13 @@ def test_what_is_no_moment_is_not_there(serve: Serve, fields: list[str]) -> None
 def test_request_id_and_time(serve: Serve) -> None:
     before = datetime.now(UTC).timestamp()
     seen: list[tuple[str, str, float]] = []
-    server = serve(lambda ctx: seen.append((ctx.request_id, f"{ctx.conn_id}-{ctx.conn_request_num}", ctx.time)),
-                   workers=2)
+    opened: list[float] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        seen.append((ctx.request_id, f"{ctx.conn_id}-{ctx.conn_request_num}", ctx.time))
+        opened.append(ctx.conn_time)
+
+    server = serve(handler, workers=2)
     wire = server.connect()
     for _ in range(3):
         assert wire.get().status == 200
@@ -59,6 +64,7 @@ def test_request_id_and_time(serve: Serve) -> None:
     behind = datetime.now(UTC).timestamp()
     # It is made of two clocks, and a scheduler may come between them.
     assert all(before - 5 < when < behind + 5 for _, _, when in seen)
+    assert all(before - 5 < when < behind + 5 for when in opened)
 
 
 def cookies(reply: Reply) -> list[str]:
