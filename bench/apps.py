@@ -12,7 +12,7 @@ import time
 
 from rivals import shapes
 
-from fastserve import Server
+from fastserve import Server, StaticFiles
 
 
 def hello(ctx):
@@ -112,6 +112,8 @@ def file(ctx):
     ctx.send_file(shapes.FILE, shapes.BINARY)
 
 
+FILES = StaticFiles(shapes.FOLDER, prefix="/static/")
+
 HUNDRED = b"x" * 100
 MESSAGE = {"message": "Hello, World!"}
 
@@ -130,16 +132,12 @@ ROUTES = {
 
 
 def every_shape(ctx):
-    """What the rivals answer, in our way of each."""
-    route = ROUTES.get(ctx.path)
-    if route:
-        route(ctx)
-    else:
-        ctx.not_found()
+    """What the rivals answer, in our way of each; what is no route is a file, or not there."""
+    ROUTES.get(ctx.path, FILES)(ctx)
 
 
 HANDLERS = {handler.__name__: handler
-            for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil, words, message)}
+            for handler in (hello, one_percent_sleeps, all_sleep, hog, computes, gil, words, message, file)}
 HANDLERS["shapes"] = every_shape
 
 

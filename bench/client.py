@@ -1,7 +1,7 @@
 """A patient HTTP client of a few lines, for the requests that a load generator cannot make.
 
-Knows replies with a Content-Length, and how to be slow; nothing of the contenders, and nothing of what a right
-answer is.
+Knows replies with a Content-Length or in chunks, and how to be slow; nothing of the contenders, and nothing of what
+a right answer is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from measure import HOST, BenchError
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ class Client:
         self._socket.sendall(message)
 
     def receive(self) -> Reply:
-        head = self._take(self._find_head_end())
-        length = _LENGTH.search(head)
-        if not length:
+        head = self._take(self._find_end(b"\r\n\r\n"))
+        if length := _LENGTH.search(head):
+            body = self._take(int(length[1]))
+        elif _CHUNKED.search(head):
+            body = self._take_chunks()
+        else:
             raise BenchError(f"a reply without Content-Length: {head!r}")
-        body = self._take(int(length[1]))
         return Reply(head[:-4], body, time.monotonic() - self._sent_at)
 
     def closed(self) -> bool:
@@ -86,10 +89,18 @@ class Client:
         self.send(request(path))
         return self.receive()
 
-    def _find_head_end(self) -> int:
-        while (end := self._received.find(b"\r\n\r\n")) < 0:
+    def _find_end(self, mark: bytes) -> int:
+        while (end := self._received.find(mark)) < 0:
             self._read_more()
-        return end + 4
+        return end + len(mark)
+
+    def _take_chunks(self) -> bytes:
+        """Without trailers: none of those who are asked sends any."""
+        body = b""
+        while size := int(self._take(self._find_end(b"\r\n")), 16):
+            body += self._take(size + 2)[:-2]
+        self._take(2)
+        return body
 
     def _take(self, size: int) -> bytes:
         while len(self._received) < size:

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from client import Client, Reply, request
 from measure import BUILD, HERE, HOST, BenchError, Cores, Server, choose_cores
-from rivals import environment, shapes
+from rivals import environment, nginx, shapes
 
 BODY = shapes.HELLO
 HEADERS = {"server", "date", "content-type", "content-length"}
 PIPELINED = 16
+STATIC = frozenset({shapes.STATIC})
 ALL = frozenset(shapes.PATHS)
+HANDLED = ALL - STATIC      # by the application that a server runs
 
 _FACTS = """
 import importlib.metadata, json, platform, sys, sysconfig
@@ -47,6 +49,7 @@ class Rival:
     key: str
     distribution: str | None    # None: the standard library has it
     blocks: bool                # a pool of threads (or processes) runs the handlers that block
+    paths: frozenset[str] = HANDLED
 
 
 RIVALS = (
@@ -67,6 +70,11 @@ RIVALS = (
     Rival("ThreadingHTTPServer", "threading", None, blocks=True),
     Rival("ThreadingHTTPServer at once", "threading-at-once", None, blocks=True),
     Rival("ForkingHTTPServer", "forking", None, blocks=True),
+    Rival("granian static", "granian-static", "granian", blocks=False, paths=STATIC),
+    Rival("weft static", "weft-static", "weft-server", blocks=False, paths=STATIC),
+    Rival("robyn static", "robyn-static", "robyn", blocks=False, paths=STATIC),
+    Rival("aiohttp static", "aiohttp-static", "aiohttp", blocks=False, paths=STATIC),
+    Rival("ThreadingHTTPServer static", "threading-static", None, blocks=False, paths=STATIC),
 )
 
 
@@ -75,7 +83,7 @@ class Contender:
     """One who can be measured. `start(threads)` gives a server that is ready to be entered."""
 
     name: str
-    kind: str               # "limit" (C), "go", "python" or "ours"
+    kind: str               # "limit" (C), "web" (nginx), "go", "python" or "ours"
     paths: frozenset[str]   # the shapes that it serves
     blocks: bool            # may a handler block without stopping the others?
     start: Callable[..., Server]
@@ -107,7 +115,7 @@ class Contenders:
         return json.loads(output([self._python, "-c", _FACTS]))
 
     def all(self) -> list[Contender]:
-        """The limits, Go, ours, and the rivals in Python."""
+        """The limits, nginx, Go, ours, and the rivals in Python."""
         def c(start: Callable[[], Server]) -> Callable[..., Server]:
             return lambda threads=1: start()
 
@@ -117,8 +125,10 @@ class Contenders:
             Contender("C io_uring", "limit", hello, False, c(self.uring)),
             Contender("Go fasthttp", "go", ALL - {"/cpu"}, True, c(self.fasthttp)),
             Contender("Go net/http", "go", ALL - {"/cpu"}, True, c(self.nethttp)),
+            Contender("nginx", "web", STATIC, False, c(self.nginx)),
             Contender("fastserve", "ours", ALL, True, self._ours),
-            *(Contender(rival.name, "python", ALL, rival.blocks, functools.partial(self._rival, rival))
+            Contender("fastserve send_file", "ours", STATIC, True, c(self._sends_file)),
+            *(Contender(rival.name, "python", rival.paths, rival.blocks, functools.partial(self._rival, rival))
               for rival in RIVALS),
         ]
 
@@ -154,6 +164,12 @@ class Contenders:
     def nethttp(self) -> Server:
         return self._native("Go net/http", _go("nethttp"))
 
+    def nginx(self) -> Server:
+        """What the static files are measured by; any Python starts it."""
+        if not os.access(nginx.PROGRAM, os.X_OK):
+            raise BenchError(f"{nginx.PROGRAM} is missing (Debian's package: nginx)")
+        return Server("nginx", [sys.executable, "rivals/nginx.py"], {}, {self._cores.server})
+
     def fastserve(self, handler: str, everywhere: bool = False, **options: object) -> Server:
         """`everywhere`: on the load's core too; what the load costs there is lost to the server."""
         if self.python_facts["problem"]:
@@ -169,6 +185,12 @@ class Contenders:
         """Where nothing blocks, with as many workers as it takes by itself."""
         server = self.fastserve("shapes", **({"workers": threads} if threads > 1 else {}))
         server.name = "fastserve"
+        return server
+
+    def _sends_file(self) -> Server:
+        """Whatever is asked, the handler of the shape /file."""
+        server = self.fastserve("file")
+        server.name = "fastserve send_file"
         return server
 
     def _rival(self, rival: Rival, threads: int = 1) -> Server:
@@ -199,9 +221,10 @@ def _go(name: str) -> str:
 _FIELDS = {"/query": {"X-Trace": "abc"},
            "/head": {"User-Agent": "Mozilla/5.0", "Accept-Language": "en-GB,en;q=0.9", "Cookie": "visits=2"}}
 _ECHOED = bytes(range(256)) * 4
-_TYPES = {"/json": shapes.JSON, "/echo": shapes.BINARY, "/1m": shapes.BINARY, "/file": shapes.BINARY}
+_TYPES = {"/json": shapes.JSON, "/echo": shapes.BINARY, "/1m": shapes.BINARY, "/file": shapes.BINARY,
+          shapes.STATIC: shapes.BINARY}
 _BODIES = {"/query": b"World 7 abc\n", "/head": b"11 14 8\n", "/echo": _ECHOED, "/1m": shapes.MEGABYTE,
-           "/file": shapes.file_body()}
+           "/file": shapes.file_body(), shapes.STATIC: shapes.file_body()}
 QUERY = "?name=World&page=7&sort=asc"
 
 
@@ -292,7 +315,7 @@ def verify(names: Sequence[str]) -> Iterator[list[str]]:
                     except (BenchError, OSError) as trouble:
                         row.append("wrong")
                         print(f"{contender.name} {path}: {trouble}", file=sys.stderr)
-                able = pipelines(server)
+                able = "/" in contender.paths and pipelines(server)
         except BenchError as trouble:
             row = [contender.name, f"problem: {trouble}"]
         yield [*row, "yes" if able else "no", " ".join(sorted(lacks)) or "-"]

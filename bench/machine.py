@@ -38,6 +38,7 @@ def versions(contenders: Contenders) -> dict:
         "gcc": _said("gcc", "-dumpfullversion"),
         "go": _said("go", "env", "GOVERSION"),
         "fasthttp": _said("dpkg-query", "-W", "-f", "${Version}", "golang-github-valyala-fasthttp-dev"),
+        "nginx": _said("dpkg-query", "-W", "-f", "${Version}", "nginx"),
         **environment.versions(),
     }
 

@@ -33,6 +33,7 @@ AT_ONCE = "ThreadingHTTPServer at once"     # it collects a reply and sends it w
 PROCESS_PER_REQUEST = "ForkingHTTPServer"
 BLOG = OURS, THREAD_PER_REQUEST, AT_ONCE, PROCESS_PER_REQUEST
 QUICK_PYTHON = "freastal", "weft"
+QUICK_STATIC = "nginx", "fastserve send_file", "aiohttp static", "granian static"
 SETTLE = 0.1                # seconds for what the round before has left: connections that ended
 WARM_UP = Effort(rounds=1, seconds=1)
 PORTS_REST = 1.0            # seconds after which the kernel uses a port again that a connection has left
@@ -251,6 +252,8 @@ TABLES = (
     Table("echo-64k", "POST echo, 64 KiB", *_echo(65536)),
     Table("reply-1m", "a reply of 1 MiB", request("/1m"), says(shapes.MEGABYTE)),
     Table("file-64k", "a file of 64 KiB", request("/file"), says(shapes.file_body())),
+    Table("static-64k", "a file of 64 KiB by each server's own static files", request(shapes.STATIC),
+          says(shapes.file_body()), in_quick=QUICK_STATIC),
     Table("some", f"1 in 100 handlers sleeps 20 ms; {OUR_THREADS} workers, rivals {RIVALS_THREADS} threads",
           request("/some"), says(BODY), threads=True, in_quick=(POOLED,)),
     Table("sleep", f"every handler sleeps 10 ms; {OUR_THREADS} workers, rivals {RIVALS_THREADS} threads",

@@ -1,4 +1,4 @@
-"""The shapes in aiohttp's own interface. What blocks goes to a pool of threads."""
+"""The shapes in aiohttp's own interface, and its static files. What blocks goes to a pool of threads."""
 
 from __future__ import annotations
 
@@ -63,4 +63,10 @@ def application() -> web.Application:
         web.post("/echo", echo), web.get("/1m", megabyte), web.get("/file", file), web.get("/some", sleep_some),
         web.get("/sleep", sleep), web.get("/cpu", compute),
     ])
+    return application
+
+
+def files() -> web.Application:
+    application = web.Application()
+    application.router.add_static("/static", shapes.FOLDER)
     return application

@@ -1,4 +1,7 @@
-"""The shapes in robyn's own interface. What blocks is a plain function: those run on its worker threads."""
+"""The shapes in robyn's own interface, and its static files.
+
+What blocks is a plain function: those run on its worker threads.
+"""
 
 from __future__ import annotations
 
@@ -64,4 +67,10 @@ def application() -> Robyn:
                           ("/file", file), ("/some", sleep_some), ("/sleep", sleep), ("/cpu", compute)):
         app.get(path)(handler)
     app.post("/echo")(echo)
+    return app
+
+
+def files() -> Robyn:
+    app = Robyn(__file__)
+    app.serve_directory("/static", str(shapes.FOLDER))
     return app

@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 
+import shapes
+
 HOST = "127.0.0.1"
 CONNECTIONS = 4096
 IDLE = 75       # seconds that a connection may rest
@@ -24,7 +26,7 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def granian(port: int, threads: int, target: str, interface: str) -> None:
+def granian(port: int, threads: int, target: str, interface: str, **more: object) -> None:
     """With its own collecting of replies to pipelined requests, which it does not do by itself."""
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
     from granian.http import HTTP1Settings
@@ -32,7 +34,8 @@ def granian(port: int, threads: int, target: str, interface: str) -> None:
 
     Server(target, HOST, port, interface=Interfaces(interface), blocking_threads=threads, runtime_threads=1,
            runtime_mode=RuntimeModes.st, loop=Loops.uvloop, http=HTTPModes.http1, websockets=False,
-           http1_settings=HTTP1Settings(pipeline_flush=True), backlog=CONNECTIONS, log_enabled=False).serve()
+           http1_settings=HTTP1Settings(pipeline_flush=True), backlog=CONNECTIONS, log_enabled=False,
+           **more).serve()
 
 
 def granian_wsgi(port: int, threads: int) -> None:
@@ -42,6 +45,10 @@ def granian_wsgi(port: int, threads: int) -> None:
 def granian_rsgi(port: int, threads: int) -> None:
     """One thread for Python beside the loop's is all that RSGI takes; what blocks goes to a pool of ours."""
     granian(port, 1, "rsgi:application", "rsgi")
+
+
+def granian_static(port: int, threads: int) -> None:
+    granian(port, 1, "rsgi:application", "rsgi", static_path_route=["/static"], static_path_mount=[shapes.FOLDER])
 
 
 def freastal(port: int, threads: int) -> None:
@@ -71,14 +78,19 @@ def fastwsgi(port: int, threads: int) -> None:
     fastwsgi.run(application, host=HOST, port=port, loglevel=fastwsgi.LL_DISABLED)
 
 
-def weft(port: int, threads: int) -> None:
+def weft(port: int, threads: int, **more: object) -> None:
     """Inline is its fast way; threads only for handlers that block."""
     from weft.config import Config
     from weft.server import run
     from wsgi import application
 
     run(Config(application, host=HOST, port=port, protocol="wsgi", wsgi_threads=threads if threads > 1 else 0,
-               backlog=CONNECTIONS, keep_alive=IDLE, max_connections=CONNECTIONS, log_level="critical"))
+               backlog=CONNECTIONS, keep_alive=IDLE, max_connections=CONNECTIONS, log_level="critical",
+               **more))
+
+
+def weft_static(port: int, threads: int) -> None:
+    weft(port, threads, static_dirs=[f"/static={shapes.FOLDER}"])
 
 
 def bjoern(port: int, threads: int) -> None:
@@ -131,13 +143,27 @@ def uvicorn(port: int, threads: int) -> None:
                 backlog=CONNECTIONS, timeout_keep_alive=IDLE, access_log=False, log_level="critical")
 
 
+def run_aiohttp(application, port: int, loop) -> None:
+    from aiohttp import web
+
+    web.run_app(application, host=HOST, port=port, loop=loop, backlog=CONNECTIONS, keepalive_timeout=IDLE,
+                access_log=None, print=None)
+
+
 def aiohttp(port: int, threads: int) -> None:
     import uvloop
-    from aiohttp import web
     from for_aiohttp import application
 
-    web.run_app(application(), host=HOST, port=port, loop=uvloop.new_event_loop(), backlog=CONNECTIONS,
-                keepalive_timeout=IDLE, access_log=None, print=None)
+    run_aiohttp(application(), port, uvloop.new_event_loop())
+
+
+def aiohttp_static(port: int, threads: int) -> None:
+    """On asyncio's own loop, which has sendfile: uvloop's has none, and reading files in threads costs more."""
+    import asyncio
+
+    from for_aiohttp import files
+
+    run_aiohttp(files(), port, asyncio.new_event_loop())
 
 
 def socketify(port: int, threads: int) -> None:
@@ -148,12 +174,16 @@ def socketify(port: int, threads: int) -> None:
     app.run()
 
 
-def robyn(port: int, threads: int) -> None:
+def robyn(port: int, threads: int, application: str = "application") -> None:
     """Plain functions run on its workers; it takes their number from the command line alone."""
     sys.argv[1:] = ["--workers", str(threads), "--log-level", "WARN", "--disable-openapi"]
-    from for_robyn import application
+    import for_robyn
 
-    application().start(host=HOST, port=port, keep_alive_timeout=IDLE, client_timeout=IDLE)
+    getattr(for_robyn, application)().start(host=HOST, port=port, keep_alive_timeout=IDLE, client_timeout=IDLE)
+
+
+def robyn_static(port: int, threads: int) -> None:
+    robyn(port, threads, "files")
 
 
 def threading(port: int, threads: int) -> None:
@@ -174,11 +204,19 @@ def forking(port: int, threads: int) -> None:
     Forking((HOST, port), AtOnce).serve_forever()
 
 
+def threading_static(port: int, threads: int) -> None:
+    from stdlib import Files, Threading
+
+    Threading((HOST, port), Files).serve_forever()
+
+
 STARTERS = {
     "granian-wsgi": granian_wsgi, "granian-rsgi": granian_rsgi, "freastal": freastal, "fastpysgi": fastpysgi,
     "fastwsgi": fastwsgi, "weft": weft, "bjoern": bjoern, "socketify": socketify, "robyn": robyn,
     "uvicorn": uvicorn, "gunicorn": gunicorn, "waitress": waitress, "cheroot": cheroot, "aiohttp": aiohttp,
     "threading": threading, "threading-at-once": threading_at_once, "forking": forking,
+    "granian-static": granian_static, "weft-static": weft_static, "robyn-static": robyn_static,
+    "aiohttp-static": aiohttp_static, "threading-static": threading_static,
 }
 
 # A child, forked or spawned (it imports this file again), must not outlive the bench.

@@ -19,7 +19,8 @@ BINARY = "application/octet-stream"
 
 HELLO = b"Hello, World!\n"
 MEGABYTE = b"x" * 1_048_576
-FILE = Path(__file__).resolve().parent.parent / "build" / "64k.bin"
+FOLDER = Path(__file__).resolve().parent.parent / "build" / "static"
+FILE = FOLDER / "64k.bin"
 FILE_SIZE = 65_536
 
 DOCUMENT = {
@@ -32,15 +33,16 @@ DOCUMENT = {
 }
 DOCUMENT["note"] = "." * (1024 - len(json.dumps(DOCUMENT)))
 
-PATHS = ("/", "/query", "/head", "/json", "/echo", "/1m", "/file", "/some", "/sleep", "/cpu")
+STATIC = "/static/64k.bin"      # below FOLDER; of those servers alone that serve files by themselves
+PATHS = ("/", "/query", "/head", "/json", "/echo", "/1m", "/file", "/some", "/sleep", "/cpu", STATIC)
 
 _calls = itertools.count()
 
 
 def make_file() -> None:
-    """The file that /file sends; its bytes differ, so that a part in the wrong place shows."""
+    """The file that /file and STATIC send; its bytes differ, so that a part in the wrong place shows."""
     if not FILE.exists() or FILE.read_bytes() != file_body():
-        FILE.parent.mkdir(exist_ok=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
         FILE.write_bytes(file_body())
 
 

@@ -2,7 +2,8 @@
 
 Where a client makes a connection for each request, that is a thread, or a process, for each request. As it comes,
 http.server sends head and body apart, and on a connection that is kept waits 40 ms between them for the client's
-delayed acknowledgement. It is compared so, and with the two lines that collect a reply and send it at once.
+delayed acknowledgement. It is compared so, and with the two lines that collect a reply and send it at once. Its own
+static files have these lines too.
 """
 
 from __future__ import annotations
@@ -68,6 +69,16 @@ ROUTES = {
 class AtOnce(Handler):
     wbufsize = -1
     disable_nagle_algorithm = True
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    protocol_version = Handler.protocol_version
+    wbufsize = AtOnce.wbufsize
+    disable_nagle_algorithm = AtOnce.disable_nagle_algorithm
+    log_message = Handler.log_message
+
+    def __init__(self, *connection) -> None:
+        super().__init__(*connection, directory=shapes.FOLDER.parent)
 
 
 class Threading(http.server.ThreadingHTTPServer):

@@ -24,13 +24,17 @@ AGAINST_EPOLL, AGAINST_FASTHTTP, AGAINST_PYTHON, LOWEST = range(4)     # the fir
 KINDS = {"C epoll": "limit", "Go fasthttp": "go", "fastserve": "ours", "wsgi": "python", "asgi": "python"}
 
 
-def stand(row: int, costs: dict[str, float], **others: Any) -> tuple[str, str]:
-    """How the row ends, and its figure, when each contender has this cost in hello-64."""
+def line_of(costs: dict[str, float], **others: Any) -> dict[str, Any]:
+    """A case in which each contender has this cost."""
     rounds = {name: [{"cpu_us": cost, "requests_per_s": 1.0, "p50_ms": 1.0, "p99_ms": 1.0}]
               for name, cost in costs.items()}
-    line = {"state": "MEASURED", "figure": "-", "rounds": rounds, "kinds": KINDS, "numbers": {}, "failures": {},
+    return {"state": "MEASURED", "figure": "-", "rounds": rounds, "kinds": KINDS, "numbers": {}, "failures": {},
             "skipped": {}, "left_out": [], "versions": {"python": "3.11"}, **others}
-    standing = goals.standings({"hello-64": line})[row]
+
+
+def stand(row: int, costs: dict[str, float], **others: Any) -> tuple[str, str]:
+    """How the row ends, and its figure, when each contender has this cost in hello-64."""
+    standing = goals.standings({"hello-64": line_of(costs, **others)})[row]
     return standing.state, standing.figure
 
 
@@ -64,6 +68,21 @@ def test_our_failure_is_a_miss() -> None:
     others = {name: cost for name, cost in ALL.items() if name != "fastserve"}
     assert stand(LOWEST, others, failures={"fastserve": "no answer"}, state="FAIL")[0] == goals.MISSED
     assert stand(LOWEST, {}, state="FAIL", figure="broke off")[0] == goals.MISSED
+
+
+def test_each_of_our_two_ways_of_sending_a_file_is_judged_by_itself() -> None:
+    costs = {"nginx": 10.0, "aiohttp static": 20.0, "granian static": 20.0, goals.OUR_SEND_FILE: 11.0}
+
+    def states(way: str, ours: dict[str, float], **others: Any) -> list[str]:
+        rows = goals.standings({"static-64k": line_of(costs | ours, **others)})
+        return [row.state for row in rows if row.words.startswith(f"a file of 64 KiB by {way}")]
+
+    for way, ours in (("send_file", goals.OUR_SEND_FILE), ("StaticFiles", goals.OURS)):
+        both = {goals.OURS: 13.0, goals.OUR_SEND_FILE: 13.0}
+        assert states(way, both) == [goals.MISSED, goals.REACHED, goals.REACHED]
+        assert states(way, both | {ours: 11.0}) == [goals.REACHED] * 3
+        assert states(way, both | {ours: 14.0}) == [goals.MISSED] * 3
+        assert states(way, both | {ours: 11.0}, failures={ours: "no answer"}) == [goals.MISSED] * 3
 
 
 def test_every_goal_has_its_row() -> None:

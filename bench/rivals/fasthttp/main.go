@@ -37,6 +37,7 @@ var (
 	fixed    = makeDocument()
 	megabyte = []byte(strings.Repeat("x", 1<<20))
 	calls    int64
+	files    = (&fasthttp.FS{Root: "build"}).NewRequestHandler()
 )
 
 // The document of shapes.py; its note makes up for the spaces that Go does not write.
@@ -122,7 +123,7 @@ func handle(ctx *fasthttp.RequestCtx) {
 	case "/1m":
 		sendMegabyte(ctx)
 	case "/file":
-		fasthttp.ServeFileUncompressed(ctx, "build/64k.bin")
+		fasthttp.ServeFileUncompressed(ctx, "build/static/64k.bin")
 		ctx.SetContentType(binary)
 	case "/some":
 		if atomic.AddInt64(&calls, 1)%100 == 0 {
@@ -132,8 +133,8 @@ func handle(ctx *fasthttp.RequestCtx) {
 	case "/sleep":
 		time.Sleep(10 * time.Millisecond)
 		greet(ctx)
-	default:
-		ctx.NotFound()
+	default: // below /static, or not there
+		files(ctx)
 	}
 }
 

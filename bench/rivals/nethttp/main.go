@@ -39,6 +39,7 @@ var (
 	fixed    = makeDocument()
 	megabyte = []byte(strings.Repeat("x", 1<<20))
 	calls    int64
+	files    = http.FileServer(http.Dir("build"))
 )
 
 // The document of shapes.py; its note makes up for the spaces that Go does not write.
@@ -117,7 +118,7 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	case "/1m":
 		sendMegabyte(w)
 	case "/file":
-		http.ServeFile(typed(w, binary), r, "build/64k.bin")
+		http.ServeFile(typed(w, binary), r, "build/static/64k.bin")
 	case "/some":
 		if atomic.AddInt64(&calls, 1)%100 == 0 {
 			time.Sleep(20 * time.Millisecond)
@@ -126,8 +127,9 @@ func handle(w http.ResponseWriter, r *http.Request) {
 	case "/sleep":
 		time.Sleep(10 * time.Millisecond)
 		greet(w)
-	default:
-		http.NotFound(w, r)
+	default: // below /static, or not there
+		w.Header().Set("Server", "fastserve")
+		files.ServeHTTP(w, r)
 	}
 }
 
