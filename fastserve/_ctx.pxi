@@ -31,7 +31,7 @@ from fastserve.forms import Files, parse_multipart
 from fastserve.forwarded import Trust
 from fastserve.headers import Fields
 from fastserve.negotiation import best_encoding, best_type
-from fastserve.sending import send_opened, type_of
+from fastserve.sending import file_fields, send_conditional, type_of
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -945,6 +945,23 @@ cdef class RequestCtx:
             file_start(&opened, path)
             send_opened(self, opened_of(&opened, file), content_type or type_of(_os.fsdecode(path)))
 
+    cdef bint has_conditions(self) except -1:
+        """Is there anything to weigh before a file is sent whole, of the request's fields or of the reply's?"""
+        cdef Span name
+        cdef const char* text
+        cdef uint32_t i
+        with cython.critical_section(self):
+            self.check_open()
+            if self.fields.size or self.reply.status != 200:
+                return True
+            for i in range(self.head.n_fields):
+                name = self.head.fields[i].name
+                text = self.base + name.at
+                if name.size >= 5 and (scan_same_text(text, b"if-", 3)
+                                       or name.size == 5 and scan_same_text(text, b"range", 5)):
+                    return True
+        return False
+
     def redirect(self, location: str, status: int = 302) -> None:
         """301, 302, 303, 307 or 308 to `location`, in which characters that no URI may have are
         percent-encoded; fields that were set stay, the body goes. A relative location stays so (RFC 9110,
@@ -1245,6 +1262,28 @@ def open_beneath(int root, object name) -> tuple[int, int, int]:
     with nogil:
         file_open_beneath(&opened, root, text)
     return opened_of(&opened, name)
+
+
+def send_opened(RequestCtx ctx not None, tuple opened not None, str content_type not None) -> None:
+    """Replies with an open file, whose descriptor is the server's from here on: descriptor, size, nanoseconds of its
+    last change."""
+    cdef bytes lines
+    fd, size, changed = opened
+    try:
+        if ctx.has_conditions():
+            fd = -1
+            send_conditional(ctx, opened, content_type)
+            return
+        lines = file_fields(size, changed)
+        ctx.content_type = content_type
+        with cython.critical_section(ctx):
+            ctx.check_open()
+            buffer_put(&ctx.fields, PyBytes_AS_STRING(lines), PyBytes_GET_SIZE(lines), FIELDS_FIRST)
+        mine, fd = fd, -1
+        ctx.set_body_file(mine, 0, size)
+    finally:
+        if fd >= 0:
+            c_close(fd)
 
 
 cdef bytes as_bytes(object data):

@@ -1,7 +1,8 @@
 """A file becomes a reply: its fields, its conditions, the parts of it that were asked for.
 
-Knows: media types by suffix, and the words of a ctx. Never sees: how bytes leave. Invariant: the descriptor that is
-handed in is closed, whatever happens.
+Knows: media types by suffix, and the words of a ctx. Never sees: how bytes leave; nor the reply that is asked for most,
+a whole file without a condition, which the core makes by itself of what it finds here. Invariant: the descriptor that
+is handed in is closed, whatever happens.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import mimetypes
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fastserve.conditions import is_known, ranges_of, still_is
@@ -18,7 +20,7 @@ from fastserve.dates import format_date
 if TYPE_CHECKING:
     from fastserve._core import RequestCtx
 
-__all__ = ["send_opened", "type_of"]
+__all__ = ["file_fields", "send_conditional", "type_of"]
 
 PIECE = 65536
 """Bytes of a file that are read at once where several parts of it are sent."""
@@ -30,13 +32,29 @@ _TYPES.update({".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "ap
                ".map": "application/json"})
 
 
+REMEMBERED = 1024
+"""Names, and files, whose fields are not made anew each time."""
+
+
+@lru_cache(REMEMBERED)
 def type_of(name: str) -> str:
     """The media type by the suffix of a name; text in UTF-8."""
     kind = _TYPES.get(os.path.splitext(name)[1].lower(), "application/octet-stream")
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
-def send_opened(ctx: RequestCtx, opened: tuple[int, int, int], content_type: str) -> None:
+def _tag(size: int, nanoseconds: int) -> str:
+    return f'"{nanoseconds:x}-{size:x}"'
+
+
+@lru_cache(REMEMBERED)
+def file_fields(size: int, nanoseconds: int) -> bytes:
+    """The lines of a file whose reply has no others."""
+    date = format_date(nanoseconds // 1_000_000_000)
+    return f"ETag: {_tag(size, nanoseconds)}\r\nLast-Modified: {date}\r\nAccept-Ranges: bytes\r\n".encode()
+
+
+def send_conditional(ctx: RequestCtx, opened: tuple[int, int, int], content_type: str) -> None:
     """`opened`: descriptor, size, nanoseconds of the last change."""
     fd, size, nanoseconds = opened
     try:
@@ -44,7 +62,7 @@ def send_opened(ctx: RequestCtx, opened: tuple[int, int, int], content_type: str
         fields = {name.lower(): value for name, value in ctx.response_headers}
         tag = fields.get("etag")
         if tag is None:
-            tag = f'"{nanoseconds:x}-{size:x}"'
+            tag = _tag(size, nanoseconds)
             ctx.set_header("ETag", tag)
         if "last-modified" not in fields:
             ctx.set_header("Last-Modified", format_date(changed))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
-from fastserve._core import open_beneath
-from fastserve.sending import send_opened, type_of
+from fastserve._core import open_beneath, send_opened
+from fastserve.sending import type_of
 
 if TYPE_CHECKING:
     from fastserve._core import RequestCtx
@@ -23,6 +24,10 @@ _CODINGS: Final = {"zstd": ".zst", "br": ".br", "gzip": ".gz"}
 _MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO))
 _FORBIDDEN: Final = frozenset((errno.EACCES, errno.EPERM, errno.ELOOP, errno.EXDEV))
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+_NOT_SERVED = re.compile(r"(?:\A|/)(?:\Z|/|\.(?!well-known(?:/|\Z)))|\0")
+"""A segment that is empty or begins with a dot, or a NUL."""
 
 
 class StaticFiles:
@@ -64,7 +69,7 @@ class StaticFiles:
         name = path[len(self._prefix):]
         if name == "" or name.endswith("/"):
             name += self._index
-        if "\0" in name or not all(map(_is_served, name.split("/"))):
+        if _NOT_SERVED.search(name):
             ctx.not_found()
             return
         try:
@@ -100,7 +105,3 @@ class StaticFiles:
             ctx.set_header("Retry-After", "1")
         else:
             raise error
-
-
-def _is_served(segment: str) -> bool:
-    return segment == ".well-known" or (segment != "" and not segment.startswith("."))
