@@ -29,9 +29,11 @@ fuzz:
 peers: build
 	FASTSERVE_PEERS=10000 $(PYTHON) -m pytest tests/peers
 
-lint:
+lint: build
 	ruff check .
-	mypy --strict fastserve
+	mypy --strict fastserve examples
+	$(PYTHON) -m mypy.stubtest fastserve --allowlist tests/stubtest.allow
+	pyright
 	cython-lint --max-line-length 120 fastserve tests bench/micro
 
 # ARGS="--quick" for a short one.

@@ -166,7 +166,9 @@ class Soak:
             wire.sendall(5 * asking("/large"))
         for wire in wires:
             # Its time begins with the reply, which may have had to wait.
-            select.select([wire], [], [], 10)
+            reply = select.poll()
+            reply.register(wire, select.POLLIN)
+            reply.poll(10_000)
         slept = not self.over.wait(5)
         for wire in wires:
             with contextlib.suppress(ConnectionError):

@@ -96,8 +96,9 @@ cdef class RequestCtx:
     """One request and its reply, lent to a handler for one call.
 
     Request attributes are read-only. Reply attributes may be set in any order and as often as one
-    likes: nothing is sent before the handler returns. After that every attribute and method raises
-    `ContextExpired`. An instance comes from the server; it cannot be made by hand.
+    likes: nothing is sent before the handler returns, unless it streams: what would change a reply that
+    has begun raises RuntimeError. After the call every attribute and method raises `ContextExpired`. An
+    instance comes from the server; it cannot be made by hand.
     """
 
     cdef Conn* conn             # NULL: expired
@@ -288,8 +289,9 @@ cdef class RequestCtx:
 
     @property
     def path(self) -> str:
-        """The path, percent-decoded once and read as UTF-8; what is not UTF-8 becomes U+FFFD. `raw_path`
-        has the bytes. Dot segments are left as they are. `*` for the asterisk form."""
+        """The path, percent-decoded once (RFC 3986, section 2.1) and read as UTF-8; what is not UTF-8 becomes
+        U+FFFD. `raw_path` has the bytes. Dot segments are left as they are. `*` for the asterisk form (RFC 9112,
+        section 3.2.4)."""
         cdef Span s
         with cython.critical_section(self):
             self.check()
@@ -307,7 +309,7 @@ cdef class RequestCtx:
 
     @property
     def query_string(self) -> bytes:
-        """What stands behind the first `?` of the target, as sent; empty without one."""
+        """What stands behind the first `?` of the target (RFC 3986, section 3.4), as sent; empty without one."""
         with cython.critical_section(self):
             self.check()
             return self.span(self.head.query)
@@ -369,7 +371,7 @@ cdef class RequestCtx:
 
     @property
     def headers(self) -> Headers:
-        """The fields of the request: a case-insensitive multi-map that expires with the ctx."""
+        """The fields of the request (RFC 9110, section 5): a case-insensitive multi-map that expires with the ctx."""
         cdef Headers view
         with cython.critical_section(self):
             self.check()
@@ -379,7 +381,7 @@ cdef class RequestCtx:
 
     @property
     def body(self) -> bytes:
-        """The whole body, chunked coding removed; a copy each time.
+        """The whole body, chunked coding (RFC 9112, section 7.1) removed; a copy each time.
 
         Of a body that the handler streams: what is left of it, read to its end (and then kept); raises as
         `BodyStream.read`. RuntimeError in `on_headers`.
@@ -403,7 +405,7 @@ cdef class RequestCtx:
 
     def replace_body(self, data: bytes) -> None:
         """From here on `data` is the body: for `body`, `json`, `form` and `files`, which forget what they have read,
-        and not for `body_stream`. RuntimeError in `on_headers`."""
+        and not for `body_stream`. A str counts as UTF-8. RuntimeError in `on_headers`."""
         cdef bytes whole = as_bytes(data)
         with cython.critical_section(self):
             self.check()
@@ -455,7 +457,8 @@ cdef class RequestCtx:
 
     @property
     def max_body_size(self) -> int:
-        """The limit of this request's body in bytes: `max_request_body_size`, unless `on_headers` sets another."""
+        """The limit of this request's body in bytes: `max_request_body_size`, unless `on_headers` sets another, of 0 to
+        2**60 (ValueError). To be set there (RuntimeError)."""
         with cython.critical_section(self):
             self.check()
             return self.conn.body_limit
@@ -473,7 +476,7 @@ cdef class RequestCtx:
 
     @property
     def stream_body(self) -> bool:
-        """Does the handler read the body itself, from `body_stream`? To be set in `on_headers`."""
+        """Does the handler read the body itself, from `body_stream`? To be set in `on_headers` (RuntimeError)."""
         with cython.critical_section(self):
             self.check()
             return self.streams if self.loan == LENT_HOOK else self.conn.step == STREAMS
@@ -568,8 +571,8 @@ cdef class RequestCtx:
 
     @property
     def host(self) -> str:
-        """The authority that the request is for, as sent: of an absolute target, else of Host; "" if
-        there is none, which only HTTP/1.0 may do."""
+        """The authority that the request is for (RFC 9110, section 7.2), as sent: of an absolute target, else of Host;
+        "" if there is none, which only HTTP/1.0 may do."""
         with cython.critical_section(self):
             self.check()
             if self.head.authority.text.size:
@@ -585,7 +588,7 @@ cdef class RequestCtx:
 
     @property
     def http_version(self) -> str:
-        """`1.0` or `1.1`."""
+        """`1.0` or `1.1` (RFC 9112, section 2.3)."""
         with cython.critical_section(self):
             self.check()
             return "1.1" if self.head.minor else "1.0"
@@ -679,7 +682,7 @@ cdef class RequestCtx:
 
     @property
     def status(self) -> int:
-        """The status code, 200 to 599; 200 at first."""
+        """The status code (RFC 9110, section 15), 200 at first. TypeError: no int; ValueError: not in 200..599."""
         with cython.critical_section(self):
             self.check()
             return self.reply.status
@@ -698,7 +701,8 @@ cdef class RequestCtx:
 
     @property
     def content_type(self) -> str:
-        """The media type of the reply; `text/plain; charset=utf-8` unless set."""
+        """The media type of the reply (RFC 9110, section 8.3); `text/plain; charset=utf-8` unless set. ValueError: not
+        ASCII, empty, more than 1,024 characters."""
         with cython.critical_section(self):
             self.check()
             return self.type_object if self.reply.type_size else DEFAULT_TYPE
@@ -719,7 +723,7 @@ cdef class RequestCtx:
             self.reply.type_size = <uint32_t>len(value)
 
     def write(self, data: bytes | str) -> None:
-        """Appends to the body; a str as UTF-8."""
+        """Appends to the body: bytes, bytearray, memoryview, or a str as UTF-8. TypeError: anything else."""
         cdef const char* text
         cdef Py_ssize_t size
         if type(data) is str:
@@ -738,7 +742,7 @@ cdef class RequestCtx:
             buffer_put(&self.body_buffer, text, size, BUFFER_FIRST)
 
     def set_body(self, data: bytes | str) -> None:
-        """Replaces the body; a str as UTF-8. Large bytes are sent from the object, not copied."""
+        """Replaces the body by what `write` takes. Large bytes are sent from the object, not copied."""
         data = as_bytes(data)
         with cython.critical_section(self):
             self.check_open()
@@ -825,7 +829,7 @@ cdef class RequestCtx:
         return pairs
 
     def error(self, message: str, status: int = 500) -> None:
-        """Starts the reply anew: `status`, and `message` as plain text."""
+        """Starts the reply anew: `status`, 200 to 599 (ValueError), and `message` as plain text."""
         with cython.critical_section(self):
             self.check_open()
             self.clear()
@@ -963,7 +967,7 @@ cdef class RequestCtx:
         return False
 
     def redirect(self, location: str, status: int = 302) -> None:
-        """301, 302, 303, 307 or 308 to `location`, in which characters that no URI may have are
+        """301, 302, 303, 307 or 308 (ValueError) to `location`, in which characters that no URI may have are
         percent-encoded; fields that were set stay, the body goes. A relative location stays so (RFC 9110,
         section 10.2.2)."""
         if status not in REDIRECTS:
@@ -977,7 +981,8 @@ cdef class RequestCtx:
 
         `source` is an iterable of bytes or str, each of which is sent as it comes, or a function that is
         called with a `ReplyStream` to write to. The body is chunked for HTTP/1.1 and ends with the
-        connection for HTTP/1.0; with a `length` in bytes it has a Content-Length instead, and must be so long.
+        connection for HTTP/1.0; with a `length` in bytes it has a Content-Length instead, and must be so long
+        (ValueError). RuntimeError in another thread than the handler's, and for a reply that has been streamed.
         In answer to HEAD, and with a status that has no body, `source` is not run.
 
         The worker gives the event loop up first and blocks without the GIL, within `write_timeout` and

@@ -159,9 +159,9 @@ def _load(target: str | None) -> Handler:
         except AttributeError:
             raise _CannotStart(f"{name!r} has no attribute {part!r}") from None
         name = f"{name}.{part}" if ":" in name else f"{name}:{part}"
-    if not callable(found):
-        raise _CannotStart(f"{name!r} is not callable, but of type {type(found).__name__}")
     handler: Handler = found
+    if not callable(handler):
+        raise _CannotStart(f"{name!r} is not callable, but of type {type(found).__name__}")
     return handler
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compress", "inflate"]
 
-Handler = Callable[["RequestCtx"], object]
+Handler = Callable[["RequestCtx"], None]
 
 _SMALLER = re.compile(
     r"text/(?!event-stream).*|.*\+(?:xml|json|text)|font/(?:ttf|otf|collection)|image/(?:bmp|x-icon|vnd\.microsoft\.icon)"
@@ -70,9 +70,10 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
     pages out.
     """
     coders = _coders()
+    call: Callable[[RequestCtx], Any] = handler
 
-    def compressing(ctx: RequestCtx) -> object:
-        answer = handler(ctx)
+    def compressing(ctx: RequestCtx) -> Any:
+        answer = call(ctx)      # which is None, or what the server will complain about
         if not ctx.response_started:
             _shrink(ctx, coders, minimum)
         return answer
@@ -115,14 +116,14 @@ def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
     Content-Encoding says. 415 with Accept-Encoding: another coding, or more than two of them (RFC 9110, section
     15.5.16).
     """
-    def inflating(ctx: RequestCtx) -> object:
+    def inflating(ctx: RequestCtx) -> None:
         words = ",".join(ctx.headers.getall("content-encoding")).split(",")
         codings = [coding for word in words if (coding := word.strip(" \t").lower()) not in ("", "identity")]
         if codings:
             if len(codings) > _CODINGS_MAX or not set(codings) <= {"gzip", "x-gzip", "deflate"}:
                 ctx.error("Unsupported Media Type", 415)
                 ctx.set_header("Accept-Encoding", "gzip, deflate")
-                return None
+                return
             body = ctx.body
             for coding in reversed(codings):
                 body = _inflated(body, coding, ctx.max_body_size if limit is None else limit)

@@ -33,7 +33,8 @@ _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)?")
 _DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)?")
 _SIZES = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DURATIONS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_FLAGS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+_FLAGS: dict[str, bool] = {"1": True, "true": True, "yes": True, "on": True,
+                           "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Spec:
     high: int | float
     none: str
 
-    def check(self, value: object, given: object = None) -> Any:
+    def check(self, value: Any, given: object = None) -> Any:
         """Return `value`, normalised to the field's type, if it is valid.
 
         TypeError or ValueError: "must be ..., not ..."; whoever called puts the name in front.

@@ -6,9 +6,11 @@ Invariant: immutable, and its own: it stays valid when the call is over.
 """
 
 from collections.abc import Iterator
-from typing import overload
+from typing import TypeVar, overload
 
 __all__ = ["Fields"]
+
+D = TypeVar("D")
 
 
 class Fields:
@@ -22,7 +24,7 @@ class Fields:
     @classmethod
     def of_lines(cls, lines: bytes) -> "Fields":
         """Of field lines that were checked before, each with its CRLF."""
-        pairs = []
+        pairs: list[tuple[str, str]] = []
         for line in lines.decode("latin-1").split("\r\n")[:-1]:
             name, _, value = line.partition(":")
             pairs.append((name, value.strip(" \t")))
@@ -31,8 +33,8 @@ class Fields:
     @overload
     def get(self, name: str) -> str | None: ...
     @overload
-    def get(self, name: str, default: str) -> str: ...
-    def get(self, name: str, default: str | None = None) -> str | None:
+    def get(self, name: str, default: D) -> str | D: ...
+    def get(self, name: str, default: object = None) -> object:
         """The first value of `name`, or `default`."""
         return next(iter(self.getall(name)), default)
 

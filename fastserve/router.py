@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Router"]
 
-AnyHandler = Callable[["RequestCtx"], object]
+AnyHandler = Callable[["RequestCtx"], None]
 H = TypeVar("H", bound=AnyHandler)
 
 Methods = dict[str, tuple[AnyHandler, tuple[str, ...]]]
@@ -28,7 +28,7 @@ class Verb(Protocol):
     """`router.get(pattern, handler)`, or `@router.get(pattern)` in front of the handler; it returns the handler."""
 
     @overload
-    def __call__(self, pattern: str) -> Callable[[H], H]: ...
+    def __call__(self, pattern: str, handler: None = None) -> Callable[[H], H]: ...
     @overload
     def __call__(self, pattern: str, handler: H) -> H: ...
 
@@ -72,15 +72,15 @@ class Router:
     def __init__(self) -> None:
         self._plain: dict[str, Methods] = {}
         self._root = _Node()
-        self.get = self._verb("GET")
-        self.head = self._verb("HEAD")
-        self.post = self._verb("POST")
-        self.put = self._verb("PUT")
-        self.patch = self._verb("PATCH")
-        self.delete = self._verb("DELETE")
-        self.options = self._verb("OPTIONS")
+        self.get: Verb = self._verb("GET")
+        self.head: Verb = self._verb("HEAD")
+        self.post: Verb = self._verb("POST")
+        self.put: Verb = self._verb("PUT")
+        self.patch: Verb = self._verb("PATCH")
+        self.delete: Verb = self._verb("DELETE")
+        self.options: Verb = self._verb("OPTIONS")
 
-    def __call__(self, ctx: RequestCtx) -> object:
+    def __call__(self, ctx: RequestCtx) -> None:
         path = ctx.path
         methods = self._plain.get(path)
         values: list[str] = []
@@ -92,10 +92,10 @@ class Router:
             found = methods.get("GET")
         if found is None:
             self._refuse(ctx, methods)
-            return None
+            return
         handler, names = found
         if names:
-            ctx.params = dict(zip(names, values, strict=True)) if len(names) > 1 else {names[0]: values[0]}
+            ctx.params = {names[0]: values[0]} if len(names) == 1 else dict(zip(names, values, strict=True))
         return handler(ctx)
 
     def _find(self, path: str) -> tuple[Methods, list[str]]:
@@ -104,7 +104,7 @@ class Router:
         if path == "*":         # of OPTIONS for the server as a whole
             return {}, []
         node = self._root
-        values = []
+        values: list[str] = []
         segments = path[1:].split("/")
         for segment in segments:
             best = node.text.get(segment)
@@ -142,7 +142,7 @@ class Router:
         if not methods:
             ctx.not_found()
             return
-        allowed = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+        allowed = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set[str]())
         if ctx.method == "OPTIONS":
             ctx.status = 204
         else:
@@ -150,11 +150,12 @@ class Router:
         ctx.set_header("Allow", ", ".join(sorted(allowed)))
 
     @overload
-    def route(self, method: str, pattern: str) -> Callable[[H], H]: ...
+    def route(self, method: str, pattern: str, handler: None = None) -> Callable[[H], H]: ...
     @overload
     def route(self, method: str, pattern: str, handler: H) -> H: ...
     def route(self, method: str, pattern: str, handler: H | None = None) -> H | Callable[[H], H]:
-        """Adds a route for a method of that name, in which case matters."""
+        """Adds a route for a method of that name, in which case matters; without a handler it is a decorator.
+        ValueError: `pattern` is none, or has a handler for this method already."""
         def add(handler: H) -> H:
             steps, names = _parsed(pattern)
             methods = self._node(steps).methods if names else self._plain.setdefault(pattern, {})
@@ -167,10 +168,11 @@ class Router:
 
     def _verb(self, method: str) -> Verb:
         @overload
-        def verb(pattern: str) -> Callable[[H], H]: ...
+        def verb(pattern: str, handler: None = None) -> Callable[[H], H]: ...
         @overload
         def verb(pattern: str, handler: H) -> H: ...
         def verb(pattern: str, handler: H | None = None) -> H | Callable[[H], H]:
+            """Adds a route for the method of that name; without a handler it is a decorator. Raises as `route`."""
             return self.route(method, pattern) if handler is None else self.route(method, pattern, handler)
 
         return verb

@@ -19,7 +19,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import BuiltinFunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,8 +30,8 @@ from fastserve.errors import ServerClosed, StartError
 
 try:
     from fastserve._core import BodyStream, Core, Done, Headers, ReplyStream, RequestCtx
-except ModuleNotFoundError as error:
-    if error.name != "fastserve._core":
+except ModuleNotFoundError as _missing:
+    if _missing.name != "fastserve._core":
         raise
     raise ImportError(
         "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
@@ -367,7 +367,7 @@ class Server:
     # Signals.
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[int | None]:
+    def _signals(self) -> Generator[int | None]:
         """In the main thread: INT, TERM and USR1 reach the core through a descriptor that Python's C-level
         signal handler writes to, so that they work while Python is stuck."""
         if threading.current_thread() is not threading.main_thread():
@@ -377,7 +377,7 @@ class Server:
         reader.setblocking(False)
         writer.setblocking(False)
         heard = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
-        before = {n: signal.signal(n, lambda *_: None) for n in heard}
+        before = {n: signal.signal(n, lambda number, frame: None) for n in heard}
         descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
         def restore() -> None:
@@ -460,12 +460,12 @@ def _at_exit() -> None:
     leave_at = time.monotonic() + WORKER_EXIT
     for server in list(_running):
         with contextlib.suppress(ServerClosed):
-            server._stop(0, leave_at)
+            server._stop(0, leave_at)  # pyright: ignore[reportPrivateUsage]
 
 
 def _after_fork() -> None:
     for server in list(_running):
-        server._forked()
+        server._forked()  # pyright: ignore[reportPrivateUsage]
     _running.clear()
 
 

@@ -63,7 +63,7 @@ class Client:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._name)
             listener.listen(1024)
-            self.server = Server(handler, **config).start(f"fd:{listener.fileno()}")
+            self.server: Server = Server(handler, **config).start(f"fd:{listener.fileno()}")
 
     def request(self, method: str, path: str, body: bytes | str = b"", headers: Mapping[str, str] | None = None,
                 json: Any = None) -> Response:
@@ -164,10 +164,11 @@ class LiveServer:
     """
 
     def __init__(self, handler: Callable[[RequestCtx], None], **config: Any) -> None:
-        self.server = Server(handler, **config).start("127.0.0.1:0")
-        self.host, _, port = self.server.addresses[0].rpartition(":")
-        self.port = int(port)
-        self.url = f"http://{self.host}:{self.port}"
+        self.server: Server = Server(handler, **config).start("127.0.0.1:0")
+        host, _, port = self.server.addresses[0].rpartition(":")
+        self.host: str = host
+        self.port: int = int(port)
+        self.url: str = f"http://{self.host}:{self.port}"
 
     def close(self) -> None:
         """Stops the server; what still runs is cut off."""
@@ -189,4 +190,7 @@ else:
     def live_server() -> Iterator[Callable[..., LiveServer]]:
         """`live_server(handler, **config)` starts a LiveServer that ends with the test."""
         with contextlib.ExitStack() as servers:
-            yield lambda handler, **config: servers.enter_context(LiveServer(handler, **config))
+            def started(handler: Callable[[RequestCtx], None], **config: Any) -> LiveServer:
+                return servers.enter_context(LiveServer(handler, **config))
+
+            yield started
