@@ -28,6 +28,7 @@ cdef enum:                  # what a connection is in the middle of
     AWAY = 5                # in a handler: its worker's, not the holder's
     WRITING = 6             # a reply that the socket would not take whole
     LINGER = 7              # our end is sent: reading and throwing away, then closing
+    PREFACE = 8             # a proxy's: not all of the header has come that must come first
 
 cdef enum:                  # which part of a request the next call is for
     WHOLE = 0               # the whole of it
@@ -127,6 +128,7 @@ cdef struct Conn:
     uint8_t resumes         # it comes home without a reply, for its body to be received
     uint8_t owes            # a reply to an earlier request is still in `output` while its worker has the connection
     uint8_t slow_reader     # its worker gave it up, because the client read too slowly
+    uint8_t unsaid          # a proxy's, who said that it is a client's and not whose: nobody knows who speaks
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
     int64_t called          # atomic: when the handler of a call off lease began
