@@ -24,8 +24,8 @@ from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_mak
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
 from fastserve.engine.conn cimport (
     ANSWERED, ASKS, AWAY, BODY, EXPIRED, FREE, HEAD, HIJACKED, IDLE, INPUT_SLACK, LARGE_FILE, LARGE_MEMORY,
-    LARGE_OBJECT, LINGER, NOBODY, NO_LARGE, OUTPUT_ROOM, OVER, READY, REFUSED, SENT_AWAY, SPEAKING, STREAMS, TAKEN,
-    TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Late, Output, input_compact, input_size, queue_cut, queue_pop,
+    LARGE_OBJECT, LINGER, NOBODY, NO_LARGE, OUTPUT_ROOM, OVER, PREFACE, READY, REFUSED, SENT_AWAY, SPEAKING, STREAMS,
+    TAKEN, TOLD, UNCLAIMED, WAITS, WHOLE, Conn, Input, Late, Output, input_compact, input_size, queue_cut, queue_pop,
     queue_push, queue_push_front, slot_give, slot_of, slot_tag, slot_take, slots_make, slots_unmake,
 )
 from fastserve.engine.deadline cimport (
@@ -57,10 +57,10 @@ from fastserve.engine.pool cimport (
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LAST_PROBE, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG,
     FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_DEAD, NOTE_FORGOTTEN, NOTE_HANDLER,
-    NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES, SIGNAL_TAG,
-    House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large, give_output,
-    house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note, pthread_t, time_by, time_idle,
-    undirty, wake_keeper,
+    NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_PROXY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES,
+    SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large,
+    give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note, pthread_t, time_by,
+    time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -270,12 +270,13 @@ cdef int64_t patience(Reactor* r) noexcept nogil:
 cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
     """True: there may be more."""
     cdef House* h = r.house
+    cdef Listener* listener = &r.listeners[i]
     cdef sockaddr_in6 peer
     cdef uint64_t key
     cdef Conn* c
     cdef int _, fd
     for _ in range(ACCEPTS):
-        fd = net_accept(r.listeners[i].fd, &peer)
+        fd = net_accept(listener.fd, &peer)
         if fd == AGAIN:
             return False
         if fd == GONE:
@@ -285,26 +286,26 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
             return False
         if fd == DEAD:
             # Somebody has shut it down. It stays ours to close, but would wake us up for ever.
-            poll_remove(r.epoll, r.listeners[i].fd)
-            r.listeners[i].dead = True
+            poll_remove(r.epoll, listener.fd)
+            listener.dead = True
             note(h, NOTE_DEAD, 0)
             return False
         r.accept_pause = 0
         count_u64(&r.stats.accepted, 1)
+        if listener.proxy and is_stranger(r, fd, &peer):
+            continue
         if add_u32(&h.connections, 1) > h.limits.concurrency:
             count_u64(&r.stats.refused, 1)
             note(h, NOTE_CONCURRENCY, h.limits.concurrency)
-            reject(r, fd, &peer, 503)
+            reject(r, fd, &peer, 503, listener.proxy)
             if h.limits.reuse_port and not r.draining:
                 pause_accepts(r, ACCEPT_PAUSE_MIN)
                 return False
             continue
-        key = 0 if h.peers.table is NULL or r.listeners[i].local else peer_key(&peer)
-        if key and peers_enter(&h.peers, key) > h.limits.conns_per_ip:
-            peers_leave(&h.peers, key)
-            count_u64(&r.stats.refused_ip, 1)
-            note(h, NOTE_PER_IP, h.limits.conns_per_ip)
-            reject(r, fd, &peer, 429)
+        # Of a proxy's, who is to be counted is not known yet.
+        key = 0 if h.peers.table is NULL or listener.local or listener.proxy else peer_key(&peer)
+        if key and is_crowded(r, key):
+            reject(r, fd, &peer, 429, False)
             continue
         c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
         if c is NULL:
@@ -317,7 +318,11 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
         memcpy(&c.peer, &peer, sizeof(peer))
         c.opened = r.now
         c.peer_key = key
-        time_idle(r, c)
+        if listener.proxy:
+            c.state = PREFACE
+            time_by(r, c, BY_HEAD, r.now + h.limits.header_timeout)
+        else:
+            time_idle(r, c)
         if r.draining:
             # The drain looks at all of them.
             pass
@@ -331,15 +336,25 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
     return True
 
 
-cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept nogil:
+cdef bint is_crowded(Reactor* r, uint64_t key) noexcept nogil:
+    """A connection more of an address. True: it is one too many, and not counted."""
+    cdef House* h = r.house
+    if peers_enter(&h.peers, key) <= h.limits.conns_per_ip:
+        return False
+    peers_leave(&h.peers, key)
+    count_u64(&r.stats.refused_ip, 1)
+    note(h, NOTE_PER_IP, h.limits.conns_per_ip)
+    return True
+
+
+cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status, bint proxy) noexcept nogil:
     """A connection beyond a limit, counted among the others so far: it is told so, while few enough are being told;
-    where a probe may come, some more are heard first. Of these there are twice as many for the rest of this turn."""
+    where a probe may come, some more are heard first."""
     cdef House* h = r.house
     cdef uint32_t n = add_u32(&h.rejected, 1)
     cdef Conn* c = NULL
-    cdef bint heard = h.limits.probes and not r.draining
     sub_u32(&h.connections, 1)
-    if n <= h.limits.reject_slots + (2 * PROBE_SLOTS if heard else 0):
+    if n <= places_to_reject(r):
         c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
     if c is NULL:
         sub_u32(&h.rejected, 1)
@@ -348,12 +363,28 @@ cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status) noexcept no
         return
     memcpy(&c.peer, peer, sizeof(c.peer))
     c.rejected = True
-    if heard:
-        c.refused = <uint16_t>(status if n <= h.limits.reject_slots else 0)
-        time_by(r, c, BY_PROBE if c.refused else BY_LAST_PROBE, r.now + PROBE_PATIENCE)
+    if proxy:
+        c.state = PREFACE
+    if is_heard_first(r, c, n, status):
         serve(r, c)
-    else:
+
+
+cdef uint32_t places_to_reject(Reactor* r) noexcept nogil:
+    """For those that are rejected: where a probe may come some more, and of these twice as many for the rest of this
+    turn."""
+    cdef Limits* lim = &r.house.limits
+    return lim.reject_slots + (2 * PROBE_SLOTS if lim.probes and not r.draining else 0)
+
+
+cdef bint is_heard_first(Reactor* r, Conn* c, uint32_t n, int status) noexcept nogil:
+    """Of the `n`th that is rejected: may it be a probe? If not it is told."""
+    cdef Limits* lim = &r.house.limits
+    if not lim.probes or r.draining:
         refuse(r, c, status)
+        return False
+    c.refused = <uint16_t>(status if n <= lim.reject_slots else 0)
+    time_by(r, c, BY_PROBE if c.refused else BY_LAST_PROBE, r.now + PROBE_PATIENCE)
+    return True
 
 
 cdef void turn_away(Reactor* r, Conn* c) noexcept nogil:
@@ -394,13 +425,14 @@ cdef void accept_backs_off(Reactor* r, uint32_t i) noexcept nogil:
         fd = net_accept(r.listeners[i].fd, &peer)
         if fd >= 0:
             count_u64(&r.stats.accepted, 1)
-            count_u64(&r.stats.refused_short, 1)
-            # What it has asked is read, because a close would reset the connection and take the reply with it.
-            net_recv(fd, waste, sizeof(waste))
-            if net_send(fd, text, size) == <ssize_t>size:
-                count_u64(&r.stats.statuses[5], 1)
-            net_end(fd)
-            c_close(fd)
+            if not r.listeners[i].proxy or not is_stranger(r, fd, &peer):
+                count_u64(&r.stats.refused_short, 1)
+                # What it has asked is read, because a close would reset the connection and take the reply with it.
+                net_recv(fd, waste, sizeof(waste))
+                if net_send(fd, text, size) == <ssize_t>size:
+                    count_u64(&r.stats.statuses[5], 1)
+                net_end(fd)
+                c_close(fd)
         r.spare = net_spare()
         if fd < 0 or r.spare < 0:
             break
@@ -432,8 +464,11 @@ cdef void serve(Reactor* r, Conn* c) noexcept nogil:
         # Its handler's, or next in line for one: nothing is read until it is home. One shot with no
         # other bit: an empty mask would report a hang-up at every turn.
         arm(r, c, EPOLLONESHOT)
-    elif c.state == LINGER:
-        discard(r, c)
+    elif c.state >= LINGER:
+        if c.state == LINGER:
+            discard(r, c)
+        else:
+            hear_header(r, c)
     elif r.batch.n == BATCH:
         # The event comes again.
         arm(r, c, EPOLLIN)
@@ -1187,6 +1222,8 @@ cdef void time_is_up(Reactor* r, Conn* c, uint32_t kind) noexcept nogil:
     elif kind == BY_IDLE:
         count_u64(&r.stats.timed_out_idle, 1)
         drop(r, c)
+    elif kind == BY_HEAD and c.state == PREFACE:
+        refuse_header(r, c, LATE)
     elif kind == BY_HEAD:
         refuse(r, c, 408)
     elif kind == BY_BODY:
@@ -1407,19 +1444,26 @@ cdef void drain(Reactor* r) noexcept nogil:
         c = &r.slots.table[i]
         if c.state == HIJACKED:
             net_deaf(c.fd)
-        elif c.state == IDLE and not c.dirty and not c.stalled and not c.rejected:
+        elif asks_nothing(c) and not c.dirty and not c.stalled and not c.rejected:
             arm(r, c, EPOLLIN)
             time_by(r, c, BY_LINGER, r.now + DRAIN_GRACE)
     # Those that were told that there are too many.
     flush(r)
 
 
+cdef bint asks_nothing(Conn* c) noexcept nogil:
+    """No byte of a request has come."""
+    return c.state == IDLE or c.state == PREFACE
+
+
 cdef void last_look(Reactor* r, Conn* c) noexcept nogil:
     """Of a drain at an idle connection, whose time is up: what it has sent by now is served; has it sent nothing,
     it is told that nothing more comes."""
-    if receives(r, c):
+    if c.state == PREFACE:
+        hear_header(r, c)
+    elif receives(r, c):
         received(r, c, net_recv(c.fd, place_of(c), room_of(c)))
-    if c.state == IDLE and not c.dirty:
+    if asks_nothing(c) and not c.dirty:
         count_u64(&r.stats.closed_silent, c.requests == 0)
         linger(r, c)
 
@@ -1455,7 +1499,7 @@ cdef void cut(Reactor* r) noexcept nogil:
         c = &r.slots.table[i]
         if c.state == FREE:
             continue
-        if c.state != LINGER and (c.state != IDLE or c.output is not NULL) and not (
+        if c.state != LINGER and (not asks_nothing(c) or c.output is not NULL) and not (
                 c.state == AWAY and load_u8(&c.claim) == EXPIRED):
             count_u64(&r.stats.cut, 1)
         if c.state == AWAY:
@@ -1704,6 +1748,7 @@ cdef void give_handed(House* h, Handed* handed) noexcept nogil:
 
 include "_log.pxi"
 include "_probes.pxi"
+include "_proxy.pxi"
 include "_stream.pxi"
 include "_later.pxi"
 include "_args.pxi"

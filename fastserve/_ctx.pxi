@@ -595,7 +595,8 @@ cdef class RequestCtx:
 
     @property
     def remote_addr(self) -> tuple[str, int] | None:
-        """Address and port of the peer; None on a unix socket."""
+        """Address and port of the peer; None on a unix socket. On a listener of proxies (`?proxy` in its bind) those
+        that the PROXY header tells of the client, if it does."""
         cdef bytes address
         cdef int family, port
         with cython.critical_section(self):
@@ -615,16 +616,23 @@ cdef class RequestCtx:
     def client_ip(self) -> str | None:
         """The address of the client: the peer's, or if that is one of `trusted_proxies` the rightmost address in
         `forwarded_field` that is not; where a word of it is no address, the last one that is certain. IPv4 within IPv6
-        is IPv4. None: a unix socket, whose proxy is not trusted or says nothing."""
+        is IPv4. None: a unix socket, whose proxy is not trusted or says nothing. On a listener of proxies `remote_addr`
+        is the peer; where the PROXY header told of a client and no address, no field is believed, because it is
+        the client's."""
+        cdef bint unsaid
+        with cython.critical_section(self):
+            self.check()
+            unsaid = self.conn.unsaid
         peer = self.remote_addr
         address = None if peer is None else peer[0]
-        if self.trust is None:
+        if self.trust is None or unsaid:
             return address.removeprefix("::ffff:") if address is not None and "." in address else address
         return self.trust.client(address, self.headers.getall(self.trust.field))
 
     @property
     def local_addr(self) -> tuple[str, int] | str:
-        """Address and port that the client reached; the path of a unix socket."""
+        """Address and port that the connection came to; the path of a unix socket. On a listener of proxies that is
+        where the proxy reached this server: what the PROXY header tells of a destination is not kept."""
         cdef int fd
         with cython.critical_section(self):
             self.check()

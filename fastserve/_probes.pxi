@@ -144,6 +144,8 @@ cdef size_t metrics_text(Reactor* r, char* to) noexcept nogil:
     p = put_sample(p, name, b"limit", b"descriptors", s.refused_short)
     p = put_one(p, b"fastserve_connections_unheard_total", b"counter",
                 b"Of those: closed without a reply.", s.unheard)
+    p = put_one(p, b"fastserve_connections_no_proxy_total", b"counter",
+                b"Connections to a listener of proxies without a PROXY header that is believed.", s.refused_proxy)
     p = put_one(p, b"fastserve_connections_cut_total", b"counter",
                 b"Connections that shutdown ended in the middle of a request.", s.cut)
     p = put_one(p, b"fastserve_connections_silent_total", b"counter",

@@ -402,21 +402,31 @@ cdef class Core:
         if h.limits.conns_per_ip and not peers_make(
                 &h.peers, h.limits.concurrency, <uint64_t>int.from_bytes(_os.urandom(8), "little")):
             raise MemoryError
+        trust = Trust(config.trusted_proxies, config.forwarded_field)
+        h.trusted.networks = <Network*>mem_take_zeroed(len(trust.networks) + 1, sizeof(Network))
+        if h.trusted.networks is NULL:
+            raise MemoryError
+        fill_trusted(&h.trusted, trust)
 
     def __dealloc__(self):
         if self.house is not NULL:
             forget_house(self.house)
 
-    def listen(self, uint32_t reactor, int fd, bint local, bint shared) -> None:
-        """The listening descriptor, non-blocking, is the reactor's from now on. Before `start` only."""
+    def listen(self, uint32_t reactor, int fd, bint local, bint shared, bint proxy=False) -> None:
+        """The listening descriptor, non-blocking, is the reactor's from now on; `proxy`: connections begin with a PROXY
+        header. Before `start` only."""
         cdef Reactor* r = &self.house.reactors[reactor]
         if not local:
             # What it accepts inherits that.
             net_no_delay(fd)
-        r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared)
+        r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared, proxy=proxy)
         if listen_on(r, r.n_listeners) < 0:
             raise OSError("epoll refused a listener")
         r.n_listeners += 1
+
+    def trusts(self, bint local) -> bool:
+        """Are there peers, of unix sockets if `local`, whose PROXY headers are believed?"""
+        return self.house.trusted.locals if local else self.house.trusted.n != 0
 
     @property
     def full(self) -> bool:
@@ -615,7 +625,7 @@ cdef class Core:
             "shed_queue_full", "shed_queue_timeout", "cut", "closed_silent", "timed_out_idle", "timed_out_write",
             "timed_out_handler", "aborted", "hijacked", "shed_memory", "memory", "refused_per_ip", "closed_unheard",
             "probes", "rejected", "handoffs_blocked", "handoffs_computing", "handoffs_gil", "passed_first", "buffers",
-            "slots"), 0)
+            "slots", "refused_proxy"), 0)
         statuses = dict.fromkeys((f"{k}xx" for k in range(1, 6)), 0)
         refusals = {}
         for i in range(h.n_reactors):
@@ -633,6 +643,7 @@ cdef class Core:
             total["closed_silent"] += load_u64(&s.closed_silent)
             total["timed_out_idle"] += load_u64(&s.timed_out_idle)
             total["refused_per_ip"] += load_u64(&s.refused_ip)
+            total["refused_proxy"] += load_u64(&s.refused_proxy)
             total["closed_unheard"] += load_u64(&s.unheard)
             total["probes"] += load_u64(&s.probes)
             total["timed_out_write"] += load_u64(&s.timed_out_write)
@@ -705,6 +716,17 @@ cdef int fill_limits(Limits* lim, config) except -1:
     lim.queue_timeout = ns(config.queue_timeout)
     lim.min_body_rate = config.min_body_rate
     lim.min_write_rate = config.min_write_rate
+    return 0
+
+
+cdef int fill_trusted(Trusted* t, trust) except -1:
+    """Into memory that is there."""
+    cdef bytes address
+    t.locals = trust.unix
+    for address, bits in trust.networks:
+        memcpy(t.networks[t.n].address, PyBytes_AS_STRING(address), <size_t>len(address))
+        t.networks[t.n].size, t.networks[t.n].bits = <uint8_t>len(address), bits
+        t.n += 1
     return 0
 
 
@@ -797,6 +819,7 @@ cdef void forget_house(House* h) noexcept:
         bodies_unmake(&r.bodies)
         log_unmake(r)
     peers_unmake(&h.peers)
+    mem_give(h.trusted.networks)
     mem_give(h.dropped)
     mem_give(h.crew.stack)
     mem_give(h.crew.mates)
@@ -821,6 +844,10 @@ cdef int tell(House* h) except -1:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_PER_IP:
             log.warning("connections are refused with 429: max_conns_per_ip=%d is reached", notes[i].value)
+        elif notes[i].kind == NOTE_PROXY:
+            log.warning("connections to a listener of proxies are reset: %s",
+                        ("their peer is none of trusted_proxies", "they do not begin with a PROXY header",
+                         "no whole PROXY header came within header_timeout")[notes[i].value])
         elif notes[i].kind == NOTE_LOG:
             log.error("the access log cannot be written, or not be opened again")
         elif notes[i].kind == NOTE_MEMORY:

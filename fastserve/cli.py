@@ -205,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="ADDRESS",
         default=argparse.SUPPRESS,
-        help=f"{FORMS}; may be repeated; port 0 lets the kernel choose (default: {DEFAULT_BIND})",
+        help=f"{FORMS}; may be repeated; port 0 lets the kernel choose; ?proxy behind it: each connection begins with "
+        f"a PROXY header, from one of --trusted-proxies (default: {DEFAULT_BIND})",
     )
     for name, spec in SPECS.items():
         text = f"{spec.meaning} (default: {spec.show(spec.default)})"

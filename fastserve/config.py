@@ -238,7 +238,7 @@ class Config:
     trusted_proxies: str = _setting(
         "text", "", "characters", "listening", 0, 4096,
         meaning="peers that may say for whom they ask: addresses, networks and `unix`, separated by commas; "
-                "`ctx.client_ip` believes them",
+                "`ctx.client_ip` believes them, and only they may connect to a bind with `?proxy`",
     )
     forwarded_field: str = _setting(
         "text", "X-Forwarded-For", "characters", "listening", 1, 20,
@@ -259,7 +259,8 @@ class Config:
     )
     max_conns_per_ip: int = _setting(
         "count", 0, "connections", "overload", 0, 1_048_576,
-        meaning="open connections of one IPv4 address or one IPv6 /64, over all reactors; 0 is off",
+        meaning="open connections of one IPv4 address or one IPv6 /64, over all reactors, for a bind with `?proxy` of "
+                "that which the PROXY header tells; 0 is off",
         client="429 and close",
     )
     max_queue: int = _setting(
@@ -281,8 +282,8 @@ class Config:
 
     header_timeout: float = _setting(
         "duration", 10.0, "seconds", "deadlines", 0.001, 86400,
-        meaning="from the first byte of a request to the end of its head",
-        client="408 and close",
+        meaning="from the first byte of a request to the end of its head; from accept to the end of a PROXY header",
+        client="408 and close; a reset without a header",
     )
     body_timeout: float = _setting(
         "duration", 60.0, "seconds", "deadlines", 0.001, 86400,

@@ -29,26 +29,31 @@ _MARK = re.compile(r'(?<!\\)\\*+"|,')
 class Trust:
     """Which peers may say for whom they ask, and in which field.
 
-    `networks` is addresses and networks separated by commas, `unix` among them for the peers of unix sockets.
-    ValueError: it is not, or `field` is none of FORWARDED_FIELDS.
+    `networks` is addresses and networks separated by commas, `unix` among them for the peers of unix sockets: `unix`
+    says whether it is. ValueError: it is not, or `field` is none of FORWARDED_FIELDS.
     """
 
-    __slots__ = ("_networks", "_unix", "field")
+    __slots__ = ("_networks", "field", "unix")
 
     def __init__(self, networks: str, field: str) -> None:
         words = [word.strip() for word in networks.split(",")] if networks.strip() else []
-        self._unix = "unix" in words
+        self.unix = "unix" in words
         self._networks = [_network(word) for word in words if word != "unix"]
         if field not in FORWARDED_FIELDS:
             raise ValueError(f"must be {' or '.join(FORWARDED_FIELDS)}, not {field!r}")
         self.field = field
+
+    @property
+    def networks(self) -> list[tuple[bytes, int]]:
+        """Of each network its address, 4 bytes or 16, and how many bits of that count."""
+        return [(network.network_address.packed, network.prefixlen) for network in self._networks]
 
     def client(self, peer: str | None, values: Sequence[str]) -> str | None:
         """The address of the client: the peer's, None on a unix socket, or if that is trusted the rightmost one in the
         values of the field that is not."""
         at = None if peer is None else _plain(ipaddress.ip_address(peer))
         read = _from_for if self.field == "X-Forwarded-For" else _from_forwarded
-        if self._unix if at is None else self._trusts(at):
+        if self.unix if at is None else self._trusts(at):
             for hop in read(values):
                 if hop is None:
                     break

@@ -91,7 +91,8 @@ class Server:
         """Listens and returns at once; installs no signal handler.
 
         `binds`: `host:port` (port 0: the kernel chooses), `[::1]:port`, `unix:/path`, `fd:N`; by default
-        `127.0.0.1:8000`. StartError if an address cannot be had: then nothing listens.
+        `127.0.0.1:8000`. With `?proxy` behind it each connection begins with a header of the PROXY protocol, version 1
+        or 2, from one of `trusted_proxies`. StartError if an address cannot be had: then nothing listens.
         """
         self._start(binds, None)
         return self
@@ -110,9 +111,10 @@ class Server:
             undo.callback(core.abandon)
             undo.callback(self._addresses.clear)
             self._open_log(core)
-            for bind in binds or ("127.0.0.1:8000",):
-                for sockets, shared in self._listen(bind if isinstance(bind, Bind) else parse_bind(bind)):
-                    self._hand_over(core, sockets, shared)
+            for text in binds or ("127.0.0.1:8000",):
+                bind = text if isinstance(text, Bind) else parse_bind(text)
+                for sockets, shared in self._listen(bind):
+                    self._hand_over(core, bind, sockets, shared)
             undo.pop_all()
         self._core = core
         if signals is not None:
@@ -353,16 +355,20 @@ class Server:
                     os.unlink(path)
         self._socket_files.clear()
 
-    def _hand_over(self, core: Core, sockets: list[socket.socket], shared: bool) -> None:
+    def _hand_over(self, core: Core, bind: Bind, sockets: list[socket.socket], shared: bool) -> None:
         local = sockets[0].family == socket.AF_UNIX
-        if core.full:
+        refused = "a server has at most 16 listeners" if core.full else ""
+        if bind.proxy and not core.trusts(local):
+            how = "as unix" if local else "by address or network"
+            refused = f"cannot listen on {bind}: trusted_proxies must name the proxies that connect there, {how}"
+        if refused:
             for s in sockets:
                 s.close()
-            raise StartError("a server has at most 16 listeners")
+            raise StartError(refused)
         self._addresses.append(_printable(sockets[0]))
         for index, s in enumerate(sockets):
             s.setblocking(False)
-            core.listen(index, s.detach(), local, shared)
+            core.listen(index, s.detach(), local, shared, bind.proxy)
 
     # Signals.
 

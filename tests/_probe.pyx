@@ -408,6 +408,50 @@ cdef class Peers:
         return n
 
 
+# ---- proxy ---------------------------------------------------------------------------------------------
+
+from fastserve.engine cimport proxy as proxy_words
+
+NO_PROXY, PROXY_LINE_MAX, PROXY_MAX = proxy_words.NO_PROXY, proxy_words.PROXY_LINE_MAX, proxy_words.PROXY_MAX
+WHO = {proxy_words.ITSELF: "itself", proxy_words.SOMEBODY: "somebody", proxy_words.CLIENT: "client"}
+
+
+def proxy_header(bytes data, bint at_start=False):
+    """Verdict, bytes of the header, who is at the other end, and of a client family, packed address and port."""
+    cdef proxy_words.Told told
+    cdef Ground ground = Ground(len(data))
+    cdef const uint8_t* c = <const uint8_t*>&told.client
+    memset(&told, 0xAA, sizeof(told))
+    cdef int verdict = proxy_words.proxy_parse(&told, ground.lay(data, len(data), at_start), len(data))
+    if verdict != http1.DONE:
+        return verdict, None, None, None
+    who = WHO[told.who]
+    if who != "client":
+        return verdict, told.size, who, None
+    address = (<const char*>proxy_words.address_of(&told.client))[:4 if told.client.sin6_family == 2 else 16]
+    return verdict, told.size, who, (told.client.sin6_family, address, c[2] << 8 | c[3])
+
+
+def trusts(networks, bint locals_, int family, bytes address):
+    """Whether a peer is within one of `networks`: [(packed address, bits)]."""
+    cdef proxy_words.Trusted t
+    cdef sockaddr_in6 a
+    cdef bytes packed
+    memset(&a, 0, sizeof(a))
+    a.sin6_family = <unsigned short>family
+    memcpy(proxy_words.address_of(&a), <char*>address, len(address))
+    t.n, t.locals = 0, locals_
+    t.networks = <proxy_words.Network*>malloc((len(networks) + 1) * sizeof(proxy_words.Network))
+    for packed, bits in networks:
+        memset(&t.networks[t.n], 0xAA, sizeof(proxy_words.Network))
+        memcpy(t.networks[t.n].address, <char*>packed, len(packed))
+        t.networks[t.n].size, t.networks[t.n].bits = <uint8_t>len(packed), bits
+        t.n += 1
+    answer = proxy_words.is_trusted(&t, &a)
+    free(t.networks)
+    return bool(answer)
+
+
 # ---- metrics -------------------------------------------------------------------------------------------
 
 from fastserve.engine cimport metrics

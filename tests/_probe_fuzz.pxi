@@ -1,18 +1,20 @@
-# What must hold of any bytes at all: the claims of http1.pxd and body.pxd, told of one input.
+# What must hold of any bytes at all: the claims of http1.pxd, body.pxd and proxy.pxd, told of one input.
 #
-# Knows: the parser of heads and the decoder of bodies, and their contracts. Never sees: a server, where inputs
-# come from, an expected verdict (the cases of tests/cases have those).
+# Knows: the parser of heads, the decoder of bodies, the reader of PROXY headers, and their contracts. Never sees: a
+# server, where inputs come from, an expected verdict (the cases of tests/cases have those).
 # Invariant: each fuzz_... answers NULL, or names the claim that this input breaks; the same input gives the
 # same answer, because cuts, rooms and limits are drawn from its own bytes. Whatever the engine sees lies in
 # memory of exactly its size, so that AddressSanitizer sees a step beyond.
 #
-# Included by _probe.pyx; tests/fuzz/run.sh calls fuzz_head, fuzz_body and fuzz_message from C, tests by `fuzz`.
+# Included by _probe.pyx; tests/fuzz/run.sh calls fuzz_head, fuzz_body, fuzz_message and fuzz_proxy from C, tests by
+# `fuzz`.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastserve.engine.limits cimport TRAILER_FIELDS_MAX, TRAILER_MAX
+from fastserve.engine.net cimport AF_INET, AF_INET6
 
 cdef extern from *:
     """
@@ -720,6 +722,64 @@ cdef public const char* fuzz_message(const char* data, size_t size) noexcept nog
     return wrong
 
 
+# ---- PROXY headers
+
+cdef const char* f_sound_told(const proxy_words.Told* t, const char* data, size_t size) noexcept nogil:
+    """What must hold of each header that is taken, told by other means than the parser's."""
+    cdef bint line = data[0] == c'P'
+    cdef size_t i
+    if t.size > size or t.size < (15 if line else 16) or t.size > (
+            proxy_words.PROXY_LINE_MAX if line else proxy_words.PROXY_MAX):
+        return b"a header ends beyond what came, or its bounds"
+    if t.who > proxy_words.CLIENT:
+        return b"nobody of whom we know is at the other end"
+    if t.who == proxy_words.CLIENT and t.client.sin6_family != AF_INET and t.client.sin6_family != AF_INET6:
+        return b"a client of another family"
+    if not line:
+        if t.size != 16 + <size_t>(<uint8_t>data[14] << 8 | <uint8_t>data[15]):
+            return b"a length is not kept"
+        return NULL
+    for i in range(t.size - 2):
+        if data[i] == c'\r':
+            return b"a line ends before its end"
+    if memcmp(data + t.size - 2, b"\r\n", 2):
+        return b"a line does not end"
+    return NULL
+
+
+cdef public const char* fuzz_proxy(const char* data, size_t size) noexcept nogil:
+    """Each prefix by itself, in memory of its size: MORE, and from some length on always the same."""
+    cdef uint64_t luck = f_luck_of(data, size)
+    cdef proxy_words.Told first, told
+    cdef const char* wrong = NULL
+    cdef char* base
+    cdef int verdict, decided = http1.MORE
+    cdef size_t end = 0, step
+    while wrong is NULL:
+        base = f_copy(data, end)
+        memset(&told, 0xAA, sizeof(told))
+        verdict = proxy_words.proxy_parse(&told, base, <uint32_t>end)
+        if verdict != http1.MORE and verdict != http1.DONE and verdict != proxy_words.NO_PROXY:
+            wrong = b"that is no verdict"
+        elif decided != http1.MORE and verdict != decided:
+            wrong = b"with more bytes the verdict is another"
+        elif verdict == http1.DONE and decided == http1.MORE:
+            wrong = f_sound_told(&told, base, end)
+            first = told
+        elif verdict == http1.DONE and (told.size != first.size or told.who != first.who or (
+                told.who == proxy_words.CLIENT and memcmp(&told.client, &first.client, sizeof(told.client)))):
+            wrong = b"with more bytes the header says something else"
+        elif verdict == http1.MORE and end >= proxy_words.PROXY_MAX:
+            wrong = b"no verdict comes"
+        free(base)
+        decided = verdict
+        if end == size:
+            break
+        step = f_step(&luck, size)
+        end += step if step < size - end else size - end
+    return wrong
+
+
 def fuzz(str target, bytes data):
     """The claim that data breaks, or None."""
     cdef const char* wrong
@@ -729,6 +789,8 @@ def fuzz(str target, bytes data):
         wrong = fuzz_body(data, len(data))
     elif target == "message":
         wrong = fuzz_message(data, len(data))
+    elif target == "proxy":
+        wrong = fuzz_proxy(data, len(data))
     else:
         raise KeyError(target)
     return None if wrong is NULL else wrong.decode()

@@ -29,6 +29,7 @@ cdef enum:                  # what a connection is in the middle of
     WRITING = 6             # a reply that the socket would not take whole
     LINGER = 7              # our end is sent: reading and throwing away, then closing
     HIJACKED = 8            # a thread's of its own, which sends it home when it is done
+    PREFACE = 9             # a proxy's: not all of the header has come that must come first
 
 cdef enum:                  # which part of a request the next call is for
     WHOLE = 0               # the whole of it
@@ -144,6 +145,7 @@ cdef struct Conn:
     uint8_t slow_reader     # its worker gave it up, because the client read too slowly
     uint8_t taken           # atomic: it was hijacked, and who is done with it first; 0: it was not
     uint8_t late            # the call is EXPIRED because its handler took too long
+    uint8_t unsaid          # a proxy's, who said that it is a client's and not whose: nobody knows who speaks
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
     int64_t called          # atomic: when the handler of a call off lease began

@@ -28,6 +28,7 @@ from fastserve.engine.poll cimport poll_add, poll_change
 from fastserve.engine.pool cimport (
     Bodies, Pool, body_drop, mem_give, mem_grow, pool_lend, pool_lent, pool_return,
 )
+from fastserve.engine.proxy cimport Trusted
 from fastserve.engine.reply cimport Scribe
 
 
@@ -68,10 +69,11 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_WAITED = 6
     NOTE_DEAD = 7
     NOTE_FORGOTTEN = 8
-    NOTE_HANDLER = 9            # a handler whose time is up: `value` is its thread, 0: its ctx is detached
-    NOTE_REFUSED = 10           # each of them, when asked for
-    NOTE_STACKS = 11            # each time that a signal asks
-    NOTE_KINDS = 12
+    NOTE_PROXY = 9
+    NOTE_HANDLER = 10           # a handler whose time is up: `value` is its thread, 0: its ctx is detached
+    NOTE_REFUSED = 11           # each of them, when asked for
+    NOTE_STACKS = 12            # each time that a signal asks
+    NOTE_KINDS = 13
 
 
 cdef struct Stats:
@@ -81,6 +83,7 @@ cdef struct Stats:
     uint64_t refused_short      # for which there was no descriptor
     uint64_t refused_ip         # beyond `max_conns_per_ip`
     uint64_t unheard            # of both: closed without a reply
+    uint64_t refused_proxy      # of listeners of proxies: strangers, and those that sent no header
     uint64_t requests           # answered by a handler
     uint64_t bytes_received
     uint64_t bytes_sent
@@ -111,6 +114,7 @@ cdef struct Listener:
     int fd
     uint8_t local               # a unix socket
     uint8_t shared              # other sets watch it too
+    uint8_t proxy               # each connection begins with a PROXY header
     uint8_t dead                # somebody has shut it down
 
 
@@ -185,6 +189,7 @@ cdef struct House:
     uint32_t connections        # atomic: without those that were rejected
     uint32_t rejected           # atomic
     Peers peers
+    Trusted trusted             # whose PROXY headers are believed
     int64_t started_at
     uint64_t conn_ids           # atomic
     uint32_t draining           # atomic: no new connection, no keep-alive

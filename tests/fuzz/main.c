@@ -1,4 +1,5 @@
-/* One claim of _probe_fuzz.pxi as a libFuzzer target: -DTARGET=fuzz_head, fuzz_body or fuzz_message.
+/* One claim of _probe_fuzz.pxi as a libFuzzer target: -DTARGET=fuzz_head, fuzz_body, fuzz_message or
+   fuzz_proxy.
 
    Knows: how to start Python once with the probe built in, and that a target answers NULL or what broke.
    Never sees: what an input means.

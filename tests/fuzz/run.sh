@@ -1,7 +1,7 @@
 #!/bin/sh
 # The engine under libFuzzer, with AddressSanitizer and UndefinedBehaviorSanitizer.
 #
-#   run.sh SECONDS [TARGET]     head, body or message; without one, half of the time is for heads
+#   run.sh SECONDS [TARGET]     head, body, message or proxy; without one, half of the time is for heads
 #
 # Knows: how to build one executable a target and how libFuzzer reports. Never sees: what a target claims
 # (tests/_probe_fuzz.pxi).
@@ -63,7 +63,7 @@ build() {   # nothing, if neither a source nor a tool nor a flag changed
     "$clang" $flags -fsanitize=fuzzer-no-link -fsanitize-coverage-allowlist="$here/engine.allow" \
         -Wno-unused-function -I"$include" -I"$root/fastserve/engine" -c -o "$out/probe.o" "$out/probe.c" \
         || fail "the probe does not compile"
-    for target in head body message; do
+    for target in head body message proxy; do
         # shellcheck disable=SC2086
         "$clang" $flags -fsanitize=fuzzer -fsanitize-coverage-allowlist="$here/engine.allow" \
             -DTARGET="fuzz_$target" -I"$include" -o "$out/$target.new" "$here/main.c" "$out/probe.o" \
@@ -122,7 +122,7 @@ run() {     # <target> <seconds>: short inputs most of the time, long ones at th
 
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 case $1 in *[!0-9]* | '') usage ;; esac
-case ${2:-} in head | body | message | '') ;; *) usage ;; esac
+case ${2:-} in head | body | message | proxy | '') ;; *) usage ;; esac
 
 mkdir -p "$out"
 version=$(say LDVERSION)
@@ -136,9 +136,9 @@ exec 9>&-
 export PYTHONHOME
 
 found=0
-for target in ${2:-head body message}; do
+for target in ${2:-head body message proxy}; do
     seconds=$1
-    [ -n "${2:-}" ] || { [ "$target" = head ] && seconds=$(($1 / 2)) || seconds=$(($1 / 4)); }
+    [ -n "${2:-}" ] || { [ "$target" = head ] && seconds=$(($1 / 2)) || seconds=$(($1 / 6)); }
     run "$target" "$seconds" || found=1
 done
 exit "$found"

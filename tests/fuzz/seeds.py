@@ -1,4 +1,5 @@
-"""What the fuzzers start from: `seeds.py PLACE` writes PLACE/head/*, PLACE/body/*, PLACE/message/*.
+"""What the fuzzers start from: `seeds.py PLACE` writes PLACE/head/*, PLACE/body/*, PLACE/message/*,
+PLACE/proxy/*.
 
 Knows: the wire cases of tests/cases. Never sees: what becomes of them.
 Invariant: a seed is named by its content, so that writing again changes nothing.
@@ -43,6 +44,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     for data in bodies:
         yield "body", data
         yield "message", CHUNKED + data + NEXT
+    for data in inputs("proxy"):
+        yield "proxy", data
     for size in (0, 1, 5, 300):
         fields = b"Host: a\r\nContent-Length: %d\r\n\r\n" % size
         yield "message", (b"PUT / HTTP/1.1\r\n" + fields + b"x" * size) * 2 + NEXT

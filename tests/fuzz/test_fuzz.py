@@ -39,6 +39,11 @@ def test_bodies_of_the_cases(case):
     assert broken("message", CHUNKED + case["bytes"] + NEXT) == []
 
 
+@pytest.mark.wire("proxy")
+def test_headers_of_the_cases(case):
+    assert broken("proxy", case["bytes"]) == []
+
+
 def test_fuzzers_find_nothing(request: pytest.FixtureRequest):
     run = request.config.stash[FUZZERS]
     said, problems = run.communicate(timeout=600)

@@ -26,6 +26,13 @@ from fastserve.binds import DEFAULT_BIND, Bind, parse_bind
         ("fd:0", Bind(kind="fd", fd=0)),
         ("fd:17", Bind(kind="fd", fd=17)),
         (DEFAULT_BIND, Bind(kind="tcp", host="127.0.0.1", port=8000)),
+        ("127.0.0.1:8000?proxy", Bind(kind="tcp", host="127.0.0.1", port=8000, proxy=True)),
+        ("a.example:80?proxy", Bind(kind="tcp", host="a.example", port=80, proxy=True)),
+        ("[::1]:8000?proxy", Bind(kind="tcp", host="::1", port=8000, proxy=True)),
+        ("fd:3?proxy", Bind(kind="fd", fd=3, proxy=True)),
+        ("unix:/a?proxy", Bind(kind="unix", path="/a", proxy=True)),
+        ("unix:/a?mode=600&proxy", Bind(kind="unix", path="/a", mode=0o600, proxy=True)),
+        ("unix:/a?proxy&mode=600", Bind(kind="unix", path="/a", mode=0o600, proxy=True)),
     ],
 )
 def test_reads(text: str, bind: Bind) -> None:
@@ -74,6 +81,22 @@ def test_reads(text: str, bind: Bind) -> None:
         ("unix:/a?mode=66", "mode=NNN"),
         ("unix:/a?user=me", "mode=NNN"),
         ("unix:/a?b?mode=600", "mode=NNN"),
+        ("unix:/a?mode=600&", "mode=NNN"),
+        ("unix:/a?&proxy", "mode=NNN"),
+        ("unix:/a?mode=600&mode=600", "mode=NNN"),
+        ("unix:/a?proxy&proxy", "mode=NNN"),
+        ("unix:/a?proxy=1", "mode=NNN"),
+        ("unix:/a?proxy&mode=600&x", "mode=NNN"),
+        ("localhost:80?", "only proxy"),
+        ("localhost:80?proxy&", "only proxy"),
+        ("localhost:80?proxy&proxy", "only proxy"),
+        ("localhost:80?mode=600", "only proxy"),
+        ("localhost:80?PROXY", "only proxy"),
+        ("localhost?proxy", "port is missing"),
+        ("?proxy", "port is missing"),
+        ("[::1?proxy]:80", "only proxy"),
+        ("fd:3?mode=600", "only proxy"),
+        ("fd:?proxy", "the descriptor must be a number"),
         ("fd:", "the descriptor must be a number"),
         ("fd:-1", "the descriptor must be a number"),
         ("fd://3", "the descriptor must be a number"),
@@ -96,6 +119,10 @@ def test_refuses_in_one_line_that_names_the_text(text: str, why: str) -> None:
         (Bind(kind="unix", path="/a", mode=0), "unix:/a?mode=000"),
         (Bind(kind="tcp", host="::1", port=8), "[::1]:8"),
         (Bind(kind="fd", fd=3), "fd:3"),
+        (Bind(kind="unix", path="/a", proxy=True), "unix:/a?proxy"),
+        (Bind(kind="unix", path="/a", mode=0o600, proxy=True), "unix:/a?mode=600&proxy"),
+        (Bind(kind="tcp", host="::1", port=8, proxy=True), "[::1]:8?proxy"),
+        (Bind(kind="fd", fd=3, proxy=True), "fd:3?proxy"),
     ],
 )
 def test_prints_the_shortest_text(bind: Bind, text: str) -> None:
@@ -111,7 +138,7 @@ def test_is_immutable_and_hashable() -> None:
 
 
 pieces = st.sampled_from(
-    ["unix:", "fd:", "/", "a", "::1", "[", "]", ":", "80", "?", "mode=600", "127.0.0.1", "%e"]
+    ["unix:", "fd:", "/", "a", "::1", "[", "]", ":", "80", "?", "&", "proxy", "mode=600", "127.0.0.1", "%e"]
 )
 
 

@@ -84,6 +84,13 @@ def test_time_is_linear() -> None:
         assert four(text) == PROXY
 
 
+def test_networks_as_they_lie_in_memory() -> None:
+    trust = Trust("10.0.0.0/8, unix, fd00::/9", "Forwarded")
+    assert trust.networks == [(b"\x0a\0\0\0", 8), (b"\xfd" + 15 * b"\0", 9)]
+    assert trust.unix
+    assert not Trust("10.0.0.1", "Forwarded").unix
+
+
 def test_so_many_hops_are_read() -> None:
     for hops, client in ((HOPS_MAX - 1, "203.0.113.9"), (HOPS_MAX, "10.0.0.2")):
         assert four(", ".join(["203.0.113.9", *hops * ["10.0.0.2"]])) == client
