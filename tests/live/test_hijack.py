@@ -223,6 +223,27 @@ def test_a_stop_says_so_and_waits(serve: Serve) -> None:
     assert [wire.read_to_end() for wire in wires] == [b"bye"] * 3
 
 
+def test_what_is_hijacked_while_the_server_stops_is_told_too(serve: Serve) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        inside.set()
+        wait_for(go)
+        taken(ctx)
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect().send(request())
+    wait_for(inside)
+    stopping = threading.Thread(target=server.shutdown)
+    stopping.start()
+    wait_until(server.refuses, "the listeners to close")
+    go.set()
+    assert wire.read().body == b"yours"
+    assert wire.read_to_end() == b"bye"
+    stopping.join()
+    assert server.clean
+
+
 def test_a_stop_that_does_not_wait_cuts_it(serve: Serve) -> None:
     go = threading.Event()
     ended: list[bool] = []
