@@ -59,6 +59,8 @@ def converse(ws: WSConnection, wire: socket.socket, data: bytes) -> None:
                 case CloseConnection():
                     wire.sendall(ws.send(event.response()))
                     open_ = False
+                case _:
+                    pass
         if open_:
             data = data or wire.recv(65536)
             if not data:

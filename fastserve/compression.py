@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from fastserve.coroutines import AsyncHandler, Handler, as_handler, is_async
 from fastserve.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compress", "inflate"]
 
-Handler = Callable[["RequestCtx"], None]
 
 _SMALLER = re.compile(
     r"text/(?!event-stream).*|.*\+(?:xml|json|text)|font/(?:ttf|otf|collection)|image/(?:bmp|x-icon|vnd\.microsoft\.icon)"
@@ -67,8 +67,10 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
     Accept-Encoding decided, Vary says so; a strong ETag becomes a weak one (RFC 9110, section 8.8.3).
 
     What a page repeats of its request beside a secret can be guessed by how well it compresses (BREACH): leave such
-    pages out.
+    pages out. TypeError: a coroutine function, whose reply is made later.
     """
+    if is_async(handler):
+        raise TypeError("compress needs the reply when its handler returns: that of a coroutine function comes later")
     coders = _coders()
     call: Callable[[RequestCtx], Any] = handler
 
@@ -108,7 +110,7 @@ def _shrink(ctx: RequestCtx, coders: dict[str, Callable[[bytes], bytes]], minimu
             ctx.set_header("ETag", f"W/{value}")
 
 
-def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
+def inflate(handler: Handler | AsyncHandler, *, limit: int | None = None) -> Handler:
     """A handler that takes the codings gzip and deflate off a request's body before `handler` sees it in `ctx.body`,
     `ctx.json()` and the like.
 
@@ -116,6 +118,8 @@ def inflate(handler: Handler, *, limit: int | None = None) -> Handler:
     Content-Encoding says. 415 with Accept-Encoding: another coding, or more than two of them (RFC 9110, section
     15.5.16).
     """
+    handler = as_handler(handler)
+
     def inflating(ctx: RequestCtx) -> None:
         words = ",".join(ctx.headers.getall("content-encoding")).split(",")
         codings = [coding for word in words if (coding := word.strip(" \t").lower()) not in ("", "identity")]

@@ -11,17 +11,17 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import asyncio
 
     from fastserve._core import RequestCtx
 
-    Handler = Callable[[RequestCtx], None]
-    AsyncHandler = Callable[[RequestCtx], Coroutine[Any, Any, None]]
+__all__ = ["AsyncHandler", "Handler", "as_handler", "is_async", "run_async"]
 
-__all__ = ["as_handler", "is_async", "run_async"]
+Handler = Callable[["RequestCtx"], None]
+AsyncHandler = Callable[["RequestCtx"], Coroutine[Any, Any, None]]
 
 
 def run_async(handler: AsyncHandler, loop: asyncio.AbstractEventLoop | None = None) -> Handler:
@@ -65,9 +65,9 @@ def is_async(handler: object) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
-def as_handler(handler: Callable[[RequestCtx], Any]) -> Handler:
+def as_handler(handler: Handler | AsyncHandler) -> Handler:
     """`handler` itself, or what runs it if it is a coroutine function."""
-    return run_async(handler) if is_async(handler) else handler
+    return cast("Handler", run_async(cast("AsyncHandler", handler)) if is_async(handler) else handler)
 
 
 _loop: asyncio.AbstractEventLoop | None = None

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
-from fastserve.coroutines import as_handler
+from fastserve.coroutines import AsyncHandler, Handler, as_handler
 
 if TYPE_CHECKING:
     from fastserve._core import RequestCtx
 
 __all__ = ["Router"]
 
-AnyHandler = Callable[["RequestCtx"], None]
-H = TypeVar("H", bound=AnyHandler)
+H = TypeVar("H", bound=Handler | AsyncHandler)
 
-Methods = dict[str, tuple[AnyHandler, tuple[str, ...]]]
+Methods = dict[str, tuple[Handler, tuple[str, ...]]]
 """Handler, and the names of its parameters in order, by method."""
 
 

@@ -21,11 +21,11 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from types import BuiltinFunctionType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from fastserve.binds import Bind, parse_bind
 from fastserve.config import Config
-from fastserve.coroutines import as_handler
+from fastserve.coroutines import AsyncHandler, Handler, as_handler
 from fastserve.errors import ServerClosed, StartError
 
 try:
@@ -37,14 +37,9 @@ except ModuleNotFoundError as _missing:
         "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
     ) from None
 
-if TYPE_CHECKING:
-    from fastserve.coroutines import AsyncHandler
-
 __all__ = ["BodyStream", "Done", "Handler", "Headers", "ReplyStream", "RequestCtx", "Server"]
 
 _log = logging.getLogger("fastserve.error")
-
-Handler = Callable[[RequestCtx], None]
 
 PORT_TRIES = 16
 """Ports that are tried for a name with several addresses when the kernel is to choose one."""
@@ -61,7 +56,7 @@ class Server:
     whole `config`. TypeError or ValueError if one is wrong.
     """
 
-    def __init__(self, handler: "Handler | AsyncHandler", *, config: Config | None = None, **fields: Any) -> None:
+    def __init__(self, handler: Handler | AsyncHandler, *, config: Config | None = None, **fields: Any) -> None:
         if not callable(handler):
             raise TypeError(f"a handler is callable, which {type(handler).__name__} is not")
         if config is not None and fields:

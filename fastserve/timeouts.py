@@ -6,13 +6,8 @@ what is refused here is refused when the program starts, not when a request come
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastserve._core import Timeout
-from fastserve.coroutines import as_handler
-
-if TYPE_CHECKING:
-    from fastserve.coroutines import AsyncHandler, Handler
+from fastserve.coroutines import AsyncHandler, Handler, as_handler
 
 __all__ = ["timeout"]
 

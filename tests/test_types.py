@@ -23,7 +23,7 @@ HOME = Path(fastserve.__file__).parent
 HANG_LIMIT = 300  # seconds; for a checker that hangs
 
 MISUSES = """\
-from fastserve import Headers, RequestCtx, Router, Server
+from fastserve import Headers, RequestCtx, Router, Server, timeout
 from fastserve.testing import Client
 
 def answers(ctx: RequestCtx) -> str:
@@ -51,10 +51,12 @@ def handler(ctx: RequestCtx) -> None:
 RequestCtx(3)                                           # wrong
 Headers({})                                             # wrong
 Server(answers)                                         # wrong
-Server(waits)                                           # wrong
+Server(waits)
 Server(Router()).start("127.0.0.1:0").addresses[0].upper()
 Router().get("/", answers)                              # wrong
 Router().get("/", handler)
+Router().get("/", waits)
+timeout(waits, 1.0)(3)                                  # wrong
 Router().post("/")(handler)
 Client(handler).get("/").headers.get("a").upper()       # wrong
 """

@@ -245,6 +245,56 @@ def test_streaming(example: Example) -> None:
     assert listener.read() == back.read() == stranger.read() == b"", "whole to its end: no exception"
 
 
+def test_websocket(example: Example) -> None:
+    wsproto = pytest.importorskip("wsproto")
+    from wsproto.events import (
+        AcceptConnection,
+        BytesMessage,
+        CloseConnection,
+        Event,
+        Ping,
+        Pong,
+        Request,
+        TextMessage,
+    )
+
+    class Socket:
+        def __init__(self) -> None:
+            self.ws = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+            self.wire = socket.create_connection(example.address, PATIENCE)
+            self.left: list[Event] = []
+            self.say(Request(host="x", target="/echo"))
+            assert isinstance(self.hear(), AcceptConnection)
+
+        def say(self, *events: Event) -> None:
+            self.wire.sendall(b"".join(map(self.ws.send, events)))
+
+        def hear(self) -> Event:
+            while not self.left:
+                self.ws.receive_data(self.wire.recv(65536) or None)
+                self.left = list(self.ws.events())
+            return self.left.pop(0)
+
+    assert example.get("/echo").status == 426
+    one, two = Socket(), Socket()
+    one.say(TextMessage("grüß"), Ping(b"there?"), BytesMessage(bytes(range(256)) * 400))
+    assert one.hear() == TextMessage("grüß") and one.hear() == Pong(b"there?")
+    got = b""
+    while not (piece := one.hear()).message_finished:
+        got += piece.data
+    assert got + piece.data == bytes(range(256)) * 400
+    one.say(CloseConnection(1000))
+    assert one.hear().code == 1000 and one.wire.recv(1) == b""
+    two.say(TextMessage("still here"))
+    assert two.hear() == TextMessage("still here")
+    example.popen.send_signal(signal.SIGTERM)
+    assert two.hear().code == 1001, "the server says goodbye"
+    one.wire.close()
+    two.wire.close()
+    _, err = example.finished()
+    assert (example.popen.returncode, "Traceback" in err) == (0, False)
+
+
 def test_embedding(example: Example) -> None:
     def spam(text: str) -> float:
         found = example.post("/predict", {"text": text}).json()
