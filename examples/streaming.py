@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from fastserve import BadRequest, ReplyStream, RequestCtx, Router, Server
 
-LOOK = 0.2  # seconds between two looks at `ctx.done`: a stop of the server wakes nobody who waits for a message
+LOOK = 0.1  # seconds between two looks at `ctx.done`: a stop of the server wakes nobody who waits for a message
 HEARTBEAT = 15.0  # seconds of silence after which a comment finds out whether the client is still there
 
 PAGE = """<!doctype html><title>Messages</title><body><script>
