@@ -80,7 +80,7 @@ BELOW = {
     "sending": {"_core", "conditions", "dates"},
     "static": {"_core", "sending"},
     "args": {"errors"},
-    "compression": {"_core", "errors"},
+    "compression": {"_core", "coroutines", "errors"},
     "conditions": {"dates"},
     "cookies": {"dates"},
     "dates": set(),

@@ -187,3 +187,20 @@ def test_a_bomb(serve: Serve) -> None:
 def test_another_coding(serve: Serve, coding: str) -> None:
     reply = sent(inflating(serve), b"x", coding)
     assert (reply.status, reply.get("Accept-Encoding")) == (415, "gzip, deflate")
+
+
+def test_what_is_answered_later_is_not_compressed() -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        ctx.write("later")
+
+    with pytest.raises(TypeError, match="comes later"):
+        compress(handler)       # type: ignore[arg-type]
+
+
+def test_a_coroutine_function_may_have_its_body_inflated(serve: Serve) -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        ctx.write(ctx.body)
+
+    server = serve(inflate(handler), workers=2, reactors=1)
+    body = gzip.compress(b"small again")
+    assert server.exchange(request("POST", "/", "Content-Encoding: gzip", body=body)).body == b"small again"
