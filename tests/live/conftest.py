@@ -426,6 +426,16 @@ def server_threads() -> list[str]:
             if thread.name.startswith("fastserve-") and thread.name != "fastserve-loop"]
 
 
+@pytest.fixture(scope="session")
+def own_loop() -> None:
+    """The event loop of the process and its thread stay: they are made before a test counts what is there."""
+    from fastserve.coroutines import _own_loop
+
+    ready = threading.Event()
+    _own_loop().call_soon_threadsafe(ready.set)
+    wait_for(ready)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def many_descriptors() -> Iterator[int]:
     """Clients and servers share this process: it may open as many descriptors as it can get."""

@@ -197,6 +197,7 @@ def test_what_is_answered_later_is_not_compressed() -> None:
         compress(handler)       # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("own_loop")
 def test_a_coroutine_function_may_have_its_body_inflated(serve: Serve) -> None:
     async def handler(ctx: RequestCtx) -> None:
         ctx.write(ctx.body)

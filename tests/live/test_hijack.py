@@ -71,6 +71,18 @@ def test_replies_before_it_leave_first(serve: Serve) -> None:
         assert wire.read_to_end() == b"AND MOREbye"
 
 
+@pytest.mark.parametrize("size", [30_000, 5_000_000])
+def test_behind_a_large_reply(serve: Serve, size: int) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_body(b"x" * size)
+        ctx.hijack(upper)
+
+    wire = serve(handler, workers=2, reactors=1).connect(receive_buffer=4096)
+    wire.send(request(), b"and more").half_close()
+    assert len(wire.read().body) == size
+    assert wire.read_to_end() == b"AND MOREbye"
+
+
 def test_without_a_reply(serve: Serve) -> None:
     """The function says all there is to say, as a WebSocket library does."""
     def raw(wire: socket.socket, data: bytes) -> None:

@@ -17,6 +17,8 @@ from conftest import Reply, Serve, request, wait_for, wait_until
 
 from fastserve import BadRequest, ContextExpired, RequestCtx, Router, run_async, timeout
 
+pytestmark = pytest.mark.usefixtures("own_loop")
+
 FORGOTTEN = "a detached ctx was forgotten"
 LATE = "took longer than its timeout"
 
@@ -232,6 +234,26 @@ def test_bodies_of_every_size(serve: Serve, size: int) -> None:
             assert wire.send(request("POST", path, body=body)).read().body == body
 
 
+def test_a_body_that_was_streamed_in_and_its_trailers(serve: Serve) -> None:
+    """They are the call's own, whatever its worker reads next."""
+    def answer(ctx: RequestCtx) -> None:
+        ctx.write(f"{ctx.body.decode()} {ctx.trailers['x-end']}")
+        ctx.complete()
+
+    with Answerer(answer) as answers:
+        def handler(ctx: RequestCtx) -> None:
+            assert ctx.body
+            answers(ctx)
+
+        server = serve(handler, stream_request_body=True, workers=2, reactors=1)
+        wires = [server.connect() for _ in range(3)]
+        for n in range(20):
+            for k, wire in enumerate(wires):
+                wire.send(request("POST", "/", "Transfer-Encoding: chunked"),
+                          b"4\r\nbody\r\n0\r\nX-End: %d-%d\r\n\r\n" % (n, k))
+            assert [wire.read().body for wire in wires] == [b"body %d-%d" % (n, k) for k in range(3)]
+
+
 def test_head_has_no_body(serve: Serve) -> None:
     with Answerer(path_back) as answers:
         wire = serve(answers, workers=2, reactors=1).connect()
@@ -415,16 +437,6 @@ def test_many_at_once_by_many(serve: Serve, chance: random.Random) -> None:
 # Coroutines
 
 mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_loop() -> None:
-    """The loop and its thread stay, so they are made before a test counts what is there."""
-    from fastserve.coroutines import _own_loop
-
-    ready = threading.Event()
-    _own_loop().call_soon_threadsafe(ready.set)
-    wait_for(ready)
 
 
 def test_coroutine_functions_are_handlers(serve: Serve) -> None:
