@@ -61,14 +61,15 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
 
 BELOW = {
-    "__init__": {"_core", "args", "compression", "config", "errors", "forms", "headers", "router",
-                 "server", "static"},
+    "__init__": {"_core", "args", "compression", "config", "errors", "headers", "router", "server", "static",
+                 "uploads"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
     "server": {"_core", "binds", "config", "errors"},
     "_core": {"args", "cookies", "dates", "documents", "errors", "forms", "forwarded", "headers",
-              "negotiation", "sending"},
-    "forms": {"args", "errors"},
+              "negotiation", "sending", "uploads"},
+    "forms": {"args", "errors", "uploads"},
+    "uploads": {"args", "errors"},
     "welcome": {"", "_core"},
     "config": {"errors", "forwarded"},
     "router": {"_core"},
