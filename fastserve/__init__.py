@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fastserve.args import Args
     from fastserve.compression import compress, inflate
     from fastserve.coroutines import run_async
-    from fastserve.forms import File, Files
     from fastserve.router import Router
     from fastserve.server import Server
     from fastserve.static import StaticFiles
     from fastserve.timeouts import timeout
+    from fastserve.uploads import File, Files
 
 __version__ = "0.1.0"
 
@@ -62,8 +62,8 @@ _HOMES = {
     "Args": "fastserve.args",
     "BodyStream": "fastserve.server",
     "Done": "fastserve.server",
-    "File": "fastserve.forms",
-    "Files": "fastserve.forms",
+    "File": "fastserve.uploads",
+    "Files": "fastserve.uploads",
     "Headers": "fastserve.server",
     "ReplyStream": "fastserve.server",
     "RequestCtx": "fastserve.server",

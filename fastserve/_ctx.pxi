@@ -26,12 +26,13 @@ from urllib.parse import quote as _quote
 from fastserve.cookies import cookie_key, format_cookie
 from fastserve.dates import parse_date
 from fastserve.documents import read_json, write_json
-from fastserve.errors import BadRequest, ClientGone, ContextExpired, ServerClosed
-from fastserve.forms import Files, parse_multipart
+from fastserve.errors import BadRequest, ClientGone, ContextExpired, MissingExtra, ServerClosed
+from fastserve.forms import parse_multipart, read_fields, read_multipart
 from fastserve.forwarded import Trust
 from fastserve.headers import Fields
 from fastserve.negotiation import best_encoding, best_type
 from fastserve.sending import file_fields, send_conditional, type_of
+from fastserve.uploads import Files, end_files
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -86,6 +87,8 @@ cdef int buffer_put(Buffer* b, const char* data, size_t size, size_t first) exce
 cdef dict METHODS = {m.encode(): m for m in
                      ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")}
 cdef str DEFAULT_TYPE = "text/plain; charset=utf-8"
+cdef str MULTIPART = "multipart/form-data"
+cdef str URLENCODED = "application/x-www-form-urlencoded"
 cdef frozenset REDIRECTS = frozenset((301, 302, 303, 307, 308))
 cdef frozenset NO_TRAILERS = frozenset(("set-cookie", "location", "date", "server", "www-authenticate", "link"))
 cdef frozenset OURS = frozenset(("content-length", "transfer-encoding", "trailer", "upgrade", "keep-alive"))
@@ -113,6 +116,8 @@ cdef class RequestCtx:
     cdef Buffer body_buffer
     cdef bint keeps             # one of the next is there
     cdef object query_args, form_args, form_files, cookie_values
+    cdef list all_files         # every Files of this loan, also of a body that was replaced
+    cdef tuple form_fault       # of the BadRequest that a form was refused with while its body came
     cdef object path_params, own_values     # dicts
     cdef object reader          # the one BodyStream of this loan
     cdef object streamed_body   # what `body` has read from the stream
@@ -155,9 +160,17 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             self.conn = NULL
             if self.keeps:
-                self.keeps = False
-                self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
-                self.path_params = self.own_values = self.own_body = self.cookie_values = None
+                self.forget()
+
+    cdef void forget(self) noexcept:
+        """What was kept for this loan. Its files end, whoever has them."""
+        self.keeps = False
+        self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
+        self.path_params = self.own_values = self.own_body = self.cookie_values = self.form_fault = None
+        if self.all_files is not None:
+            for files in self.all_files:
+                end_files(files)
+            self.all_files = None
 
     cdef void clear(self) noexcept:
         memset(&self.reply, 0, sizeof(Reply))
@@ -498,35 +511,76 @@ cdef class RequestCtx:
     def form(self) -> Args:
         """The fields of an `application/x-www-form-urlencoded` or `multipart/form-data` body; empty for any
         other type. BadRequest, which becomes 400: a multipart body that is not well formed; MissingExtra without
-        `[forms]`."""
+        `[forms]`.
+
+        A body that the handler streams is read here to its end, in the thread that the handler was called in, and
+        raises as `BodyStream.read`; BadRequest, 413: fields of more than 1 MiB together.
+        """
         return self.parsed_form()[0]
 
     @property
     def files(self) -> Files:
-        """The files of a `multipart/form-data` body; empty for any other type. Raises as `form` does."""
+        """The files of a `multipart/form-data` body; empty for any other type. Raises as `form` does.
+
+        Of a body that the handler streams 1 MiB of files is kept in memory, and the others in a temporary file; OSError
+        where there is no room for it. Whether they are streamed or not, they raise ContextExpired after the call.
+        """
         return self.parsed_form()[1]
 
     cdef tuple parsed_form(self):
         """Fields and files, parsed at first use of either and kept to the end of the loan."""
+        cdef bint streams
         with cython.critical_section(self):
             self.check()
             if self.form_args is not None:
                 return self.form_args, self.form_files
+            streams = self.conn.step == STREAMS and self.own_body is None and self.streamed_body is None
         content_type = self.headers.get("content-type", "")
         kind = content_type.partition(";")[0].strip(" \t").lower()
-        if kind == "multipart/form-data":
+        if kind != MULTIPART and kind != URLENCODED:
+            args, files = parse_args(b""), Files()
+        elif streams:
+            args, files = self.read_form(kind, content_type)
+        elif kind == MULTIPART:
             try:
                 args, files = parse_multipart(content_type, self.body)
             except ValueError as error:
                 raise BadRequest(str(error)) from error
         else:
-            args, files = parse_args(self.body if kind == "application/x-www-form-urlencoded" else b""), Files()
+            args, files = parse_args(self.body), Files()
         with cython.critical_section(self):
+            if self.conn is not NULL:
+                # Also where the time of the call is up: they end with it.
+                self.keeps = True
+                self.all_files = [files] if self.all_files is None else [*self.all_files, files]
             self.check()
             if self.form_args is None:
-                self.keeps = True
                 self.form_args, self.form_files = args, files
             return self.form_args, self.form_files
+
+    cdef tuple read_form(self, str kind, str content_type):
+        """As it arrives. What a fault leaves of a body is never read as another form."""
+        must_be_own(self)
+        if self.form_fault is not None:
+            raise BadRequest(*self.form_fault)
+        self.keeps = True
+        self.form_fault = ("this form was not read to its end", 400)
+        try:
+            if kind == MULTIPART:
+                found = read_multipart(content_type, self.body_stream)
+            else:
+                found = parse_args(read_fields(self.body_stream)), Files()
+        except MissingExtra:
+            self.form_fault = None
+            raise
+        except BadRequest as error:
+            self.form_fault = (str(error), error.status)
+            raise
+        except ValueError as error:
+            self.form_fault = (str(error), 400)
+            raise BadRequest(str(error)) from error
+        self.form_fault = None
+        return found
 
     @property
     def cookies(self) -> dict[str, str]:

@@ -35,7 +35,8 @@ class ClientGone(FastserveError, ConnectionError):
 
 
 class ContextExpired(FastserveError, RuntimeError):
-    """A `RequestCtx`, or a view of one (headers, args, body), was used after its handler had returned.
+    """A `RequestCtx`, a view of it (headers, body stream) or a file of its form was used after its handler had
+    returned.
 
     What a handler took from it before (`bytes`, `str`) is its own and stays valid.
     """

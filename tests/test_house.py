@@ -63,14 +63,15 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows, one that is detached."""
 
 BELOW = {
-    "__init__": {"_core", "args", "compression", "config", "coroutines", "errors", "forms", "headers", "router",
-                 "server", "static", "timeouts"},
+    "__init__": {"_core", "args", "compression", "config", "coroutines", "errors", "headers", "router", "server",
+                 "static", "timeouts", "uploads"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},
     "server": {"_core", "binds", "config", "coroutines", "errors"},
     "_core": {"args", "cookies", "dates", "documents", "errors", "forms", "forwarded", "headers",
-              "negotiation", "sending"},
-    "forms": {"args", "errors"},
+              "negotiation", "sending", "uploads"},
+    "forms": {"args", "errors", "uploads"},
+    "uploads": {"args", "errors"},
     "welcome": {"", "_core"},
     "config": {"errors", "forwarded"},
     "router": {"_core", "coroutines"},
