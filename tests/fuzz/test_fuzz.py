@@ -39,6 +39,7 @@ def test_bodies_of_the_cases(case):
     assert broken("message", CHUNKED + case["bytes"] + NEXT) == []
 
 
+@pytest.mark.last
 def test_fuzzers_find_nothing(request: pytest.FixtureRequest):
     run = request.config.stash[FUZZERS]
     said, problems = run.communicate(timeout=600)
