@@ -1,4 +1,4 @@
-"""Builds the probe when it is older than its sources, and gives tests their wire cases.
+"""Builds the probe when it is older than its sources, gives tests their wire cases, runs programs beside them.
 
 Knows: where the checkout lies, how setup.py compiles an extension, how tests/cases/*.toml are written.
 Never sees: the package `fastserve` itself: whether tests meet an installed wheel or a compiled tree is not
@@ -15,6 +15,8 @@ import hashlib
 import importlib.util
 import os
 import random
+import signal
+import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -117,6 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers",
                             "wire(*stems, verdict=None, up_to=None): run once for each case of "
                             "tests/cases/<stem>.toml, or for those with that verdict, of that length")
+    config.addinivalue_line("markers", "last: run behind all others, because a program beside them has the work")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -124,3 +127,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if mark and "case" in metafunc.fixturenames:
         chosen = [case for stem in mark.args for case in cases(stem) if fits(case.values[0], **mark.kwargs)]
         metafunc.parametrize("case", chosen)
+
+
+# Programs beside the tests: they compute for long, and the tests wait for most of their time
+
+BESIDE = pytest.StashKey[list[subprocess.Popen[str]]]()
+
+
+def beside(config: pytest.Config, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a program that may run as long as the tests do; marked `last`, one of them judges what it says."""
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           env=os.environ | environment)
+    config.stash.setdefault(BESIDE, []).append(run)
+    return run
+
+
+def is_last(item: pytest.Item) -> bool:
+    return item.get_closest_marker("last") is not None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=is_last)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    for run in session.config.stash.get(BESIDE, []):
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()

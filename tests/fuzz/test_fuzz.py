@@ -44,6 +44,7 @@ def test_headers_of_the_cases(case):
     assert broken("proxy", case["bytes"]) == []
 
 
+@pytest.mark.last
 def test_fuzzers_find_nothing(request: pytest.FixtureRequest):
     run = request.config.stash[FUZZERS]
     said, problems = run.communicate(timeout=600)

@@ -1,21 +1,16 @@
 """The lease's model, searched by spin: right as it stands, and wrong with each mistake put in.
 
-Knows: how to run spin, and the instances of lease.pml that end within seconds. `run.sh deep` has the
-larger ones.
+Knows: the instances of lease.pml that end within seconds. `run.sh deep` has the larger ones. Never sees: how spin is
+run (search.py), and when (conftest.py).
 """
 
-import os
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).with_name("lease.pml")
-Search = Future[tuple[int, str]]
+pytestmark = pytest.mark.last
+Found = dict[str, tuple[int, str]]
 
 for _tool in ("spin", "gcc"):
     if shutil.which(_tool) is None:
@@ -58,51 +53,14 @@ MISTAKES = {
 }
 
 
-def search(place: Path, instance: str, optimised: str) -> tuple[int, str]:
-    """How many errors, and what spin's verifier said."""
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
-
-    defines = [f"-D{word}" for word in instance.split()]
-    shutil.copy(MODEL, place)
-    run("spin", "-a", *defines, MODEL.name)
-    kind, flags = ["-DSAFETY"], ["-E"]
-    if "LIVENESS" in instance.split():
-        kind, flags = [], ["-a", "-f"]
-    elif "REST" in instance.split():
-        kind, flags = ["-DNP"], ["-l", "-E"]
-    memory = os.environ.get("FASTSERVE_SPIN_MEMORY", "2000")
-    run("gcc", optimised, "-w", "-DCOLLAPSE", f"-DMEMLIM={memory}", *kind, "-o", "pan", "pan.c")
-    # -E: a thread that waits for ever is judged by Quiet, which knows whether anything is left to do.
-    said = run("./pan", *flags, "-m400000")
-    errors = re.search(r"errors: (\d+)", said)
-    assert errors, said[-2000:]
-    for incomplete in ("max search depth too small", "reached -DMEMLIM", "out of memory"):
-        assert incomplete not in said, said[-2000:]
-    return int(errors[1]), said
-
-
-@pytest.fixture(scope="module")
-def searches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Search]]:
-    """Those that this run asks for, as many at a time as there are cores."""
-    asked = [item.callspec.params["instance"] for item in request.session.items if item.module is request.module]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # A mistake is found early: the compiler would take longer than the search.
-        yield {instance: pool.submit(search, tmp_path_factory.mktemp("spin"), instance,
-                                     "-O1" if instance in RIGHT.values() else "-O0") for instance in asked}
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("instance", RIGHT.values(), ids=RIGHT.keys())
-def test_right(searches: dict[str, Search], instance: str) -> None:
-    errors, said = searches[instance].result()
-    print(re.search(r"[\d.e+]+ states, stored", said)[0], re.search(r"elapsed time.*", said)[0])
+def test_right(found: Found, instance: str) -> None:
+    errors, said = found[instance]
     assert errors == 0, said
+    print(re.search(r"[\d.e+]+ states, stored", said)[0], re.search(r"elapsed time.*", said)[0])
 
 
 @pytest.mark.parametrize("instance", MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistake_is_caught(searches: dict[str, Search], instance: str) -> None:
-    errors, said = searches[instance].result()
+def test_mistake_is_caught(found: Found, instance: str) -> None:
+    errors, said = found[instance]
     assert errors == 1, said
