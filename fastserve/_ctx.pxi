@@ -534,7 +534,8 @@ cdef class RequestCtx:
             self.check()
             if self.form_args is not None:
                 return self.form_args, self.form_files
-            streams = self.conn.step == STREAMS and self.own_body is None and self.streamed_body is None
+            streams = self.conn.step == STREAMS and self.own_body is None and (
+                self.streamed_body is None or self.form_fault is not None)
         content_type = self.headers.get("content-type", "")
         kind = content_type.partition(";")[0].strip(" \t").lower()
         if kind != MULTIPART and kind != URLENCODED:
