@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any, Final
 
-from fastserve.args import Args, Pairs
+from fastserve.args import Pairs
 from fastserve.errors import MissingExtra
 
 __all__ = ["File", "Files", "parse_multipart"]
@@ -94,7 +94,7 @@ class Files(Pairs[File]):
     __slots__ = ()
 
 
-def parse_multipart(content_type: str, body: bytes) -> tuple[Args, Files]:
+def parse_multipart(content_type: str, body: bytes) -> tuple[list[tuple[str, str]], Files]:
     """The fields and the files of a body with that Content-Type.
 
     A part with a filename, be it empty, is a file; any other is a field, read as UTF-8, in which bytes that
@@ -134,7 +134,7 @@ def parse_multipart(content_type: str, body: bytes) -> tuple[Args, Files]:
                         files.append((name, File(filename, kind, whole)))
     except library.MultipartError as error:
         raise _malformed(str(error.args[0])) from error
-    return Args(fields), Files(files)
+    return fields, Files(files)
 
 
 def _library() -> Any:

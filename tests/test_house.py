@@ -61,7 +61,7 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows."""
 
 BELOW = {
-    "__init__": {"_core", "args", "compression", "config", "errors", "forms", "headers", "router",
+    "__init__": {"_core", "compression", "config", "errors", "forms", "headers", "router",
                  "server", "static"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
-from fastserve.args import Args
+from fastserve import Args, forms
 from fastserve.errors import FastserveError, MissingExtra
 from fastserve.forms import (
     PARAMETERS_MAX,
@@ -22,7 +22,6 @@ from fastserve.forms import (
     PARTS_MAX,
     File,
     Files,
-    parse_multipart,
 )
 
 SEED = int(os.environ["FASTSERVE_SEED"])  # conftest.py prints it
@@ -40,6 +39,12 @@ def body(*parts: Part, boundary: bytes = b"B", end: bytes = b"\r\n") -> bytes:
         raw = head.encode() if isinstance(head, str) else head
         sent += b"--" + boundary + b"\r\n" + raw.replace(b"\n", b"\r\n") + b"\r\n\r\n" + content + b"\r\n"
     return sent + b"--" + boundary + b"--" + end
+
+
+def parse_multipart(content_type: str, sent: bytes) -> tuple[Args, Files]:
+    """As a ctx has them."""
+    fields, files = forms.parse_multipart(content_type, sent)
+    return Args(fields), files
 
 
 def read(*parts: Part) -> tuple[Args, Files]:
