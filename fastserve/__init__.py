@@ -19,8 +19,7 @@ from fastserve.errors import (
 from fastserve.headers import Fields
 
 if TYPE_CHECKING:
-    from fastserve._core import BodyStream, Done, Headers, ReplyStream, RequestCtx
-    from fastserve.args import Args
+    from fastserve._core import Args, BodyStream, Done, Headers, ReplyStream, RequestCtx
     from fastserve.compression import compress, inflate
     from fastserve.coroutines import run_async
     from fastserve.router import Router
@@ -59,7 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Args": "fastserve.args",
+    "Args": "fastserve.server",
     "BodyStream": "fastserve.server",
     "Done": "fastserve.server",
     "File": "fastserve.uploads",

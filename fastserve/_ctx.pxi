@@ -248,6 +248,18 @@ cdef class RequestCtx:
     cdef str text(self, Span s):
         return PyUnicode_DecodeLatin1(self.base + s.at, s.size, NULL)
 
+    cdef int find(self, str name, uint32_t start) noexcept:
+        """Where a field of that name stands, from `start` on; -1: nowhere."""
+        cdef uint32_t i, size = <uint32_t>len(name)
+        cdef const char* wanted = TEXT_DATA(name)
+        cdef Field* f
+        if TEXT_IS_ASCII(name):
+            for i in range(start, self.head.n_fields):
+                f = &self.head.fields[i]
+                if f.name.size == size and scan_same_text(self.base + f.name.at, wanted, size):
+                    return <int>i
+        return -1
+
     # --- the request
 
     @property
@@ -544,9 +556,10 @@ cdef class RequestCtx:
             args, files = self.read_form(kind, content_type)
         elif kind == MULTIPART:
             try:
-                args, files = parse_multipart(content_type, self.body)
+                pairs, files = parse_multipart(content_type, self.body)
             except ValueError as error:
                 raise BadRequest(str(error)) from error
+            args = Args(pairs)
         else:
             args, files = parse_args(self.body), Files()
         with cython.critical_section(self):
@@ -568,7 +581,8 @@ cdef class RequestCtx:
         self.form_fault = ("this form was not read to its end", 400)
         try:
             if kind == MULTIPART:
-                found = read_multipart(content_type, self.body_stream)
+                pairs, files = read_multipart(content_type, self.body_stream)
+                found = Args(pairs), files
             else:
                 found = parse_args(read_fields(self.body_stream)), Files()
         except MissingExtra:
@@ -586,11 +600,20 @@ cdef class RequestCtx:
     @property
     def cookies(self) -> dict[str, str]:
         """The cookies of the request (RFC 6265, section 5.4), read at first use; of one name the first counts."""
+        cdef list sent
+        cdef int i
         with cython.critical_section(self):
             self.check()
             if self.cookie_values is not None:
                 return self.cookie_values
-        values = parse_cookies(self.headers.getall("cookie"))
+        sent = []
+        with cython.critical_section(self):
+            self.check()
+            i = self.find("cookie", 0)
+            while i >= 0:
+                sent.append(self.span(self.head.fields[i].value))
+                i = self.find("cookie", <uint32_t>i + 1)
+        values = parse_cookies(sent)
         with cython.critical_section(self):
             self.check()
             if self.cookie_values is None:

@@ -6,6 +6,7 @@
 cdef RequestCtx NO_CTX = RequestCtx.__new__(RequestCtx)     # expired for ever
 
 
+@cython.annotation_typing(False)    # for `as_text` to see what is no exact str
 @cython.auto_pickle(False)
 @cython.final
 @cython.freelist(8)
@@ -26,25 +27,13 @@ cdef class Headers:
     def __reduce__(self):
         raise TypeError("Headers belong to a RequestCtx")
 
-    cdef int find(self, str name, uint32_t start) noexcept:
-        """Where a field of that name stands, from `start` on; -1: nowhere."""
-        cdef uint32_t i, size = <uint32_t>len(name)
-        cdef const char* wanted = TEXT_DATA(name)
-        cdef Field* f
-        if TEXT_IS_ASCII(name):
-            for i in range(start, self.ctx.head.n_fields):
-                f = &self.ctx.head.fields[i]
-                if f.name.size == size and scan_same_text(self.ctx.base + f.name.at, wanted, size):
-                    return <int>i
-        return -1
-
     cdef str first(self, object name):
         """The first value of `name`; None: there is none."""
         cdef str wanted = as_text(name)
         cdef int i
         with cython.critical_section(self.ctx):
             self.ctx.check()
-            i = self.find(wanted, 0)
+            i = self.ctx.find(wanted, 0)
             return self.ctx.text(self.ctx.head.fields[i].value) if i >= 0 else None
 
     def get(self, name: str, default=None):
@@ -59,10 +48,10 @@ cdef class Headers:
         found = []
         with cython.critical_section(self.ctx):
             self.ctx.check()
-            i = self.find(wanted, 0)
+            i = self.ctx.find(wanted, 0)
             while i >= 0:
                 found.append(self.ctx.text(self.ctx.head.fields[i].value))
-                i = self.find(wanted, <uint32_t>i + 1)
+                i = self.ctx.find(wanted, <uint32_t>i + 1)
         return found
 
     def items(self) -> list[tuple[str, str]]:

@@ -1,18 +1,17 @@
-"""Queries and urlencoded forms as Python sees them.
+"""What stands in queries and forms, beyond text, as Python sees it.
 
-Knows: maps from a name to its values, and what numbers look like in them. Never sees: bytes (the core reads those), a
-connection, a ctx. Invariant: a map owns what it holds, and nothing in it expires; what is no number where a number is
-asked for is the client's fault.
+Knows: what numbers look like there, and the map from a name to what is no text. Never sees: bytes (the core reads
+those, and its `Args` is the map of text), a connection, a ctx. Invariant: a map owns what it holds, and nothing in it
+expires; what is no number where a number is asked for is the client's fault.
 """
 
-import builtins
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar, overload
 
 from fastserve.errors import BadRequest
 
-__all__ = ["Args", "Pairs"]
+__all__ = ["Pairs", "read_bool", "read_float", "read_int"]
 
 FIELDS_MAX = 1000
 """Parts that are read of one query, form or set of cookies, empty ones counted; what comes behind them is
@@ -82,48 +81,23 @@ class Pairs(Generic[T]):
         return f"{type(self).__name__}({list(self._pairs)!r})"
 
 
-class Args(Pairs[str]):
-    """An ordered multi-map of str to str, read-only. Bytes that are not UTF-8 become U+FFFD."""
+def read_int(name: str, text: str) -> int:
+    """At most 18 digits, `-` allowed."""
+    if not _INT.fullmatch(text):
+        raise BadRequest(f"{name} must be an integer")
+    return int(text)
 
-    __slots__ = ()
 
-    @overload
-    def int(self, name: str) -> builtins.int | None: ...
-    @overload
-    def int(self, name: str, default: D) -> builtins.int | D: ...
-    def int(self, name: str, default: object = None) -> object:
-        """The first value of `name` as an integer of at most 18 digits, `-` allowed, or `default` without one.
-        BadRequest, which becomes 400: it is none."""
-        return self._number(name, default, builtins.int, _INT, "an integer")
+def read_float(name: str, text: str) -> float:
+    """A finite decimal number, exponent allowed."""
+    if not _FLOAT.fullmatch(text):
+        raise BadRequest(f"{name} must be a number")
+    return float(text)
 
-    @overload
-    def float(self, name: str) -> builtins.float | None: ...
-    @overload
-    def float(self, name: str, default: D) -> builtins.float | D: ...
-    def float(self, name: str, default: object = None) -> object:
-        """The first value of `name` as a finite decimal number, exponent allowed, or `default` without one.
-        BadRequest, which becomes 400: it is none."""
-        return self._number(name, default, builtins.float, _FLOAT, "a number")
 
-    @overload
-    def bool(self, name: str) -> builtins.bool | None: ...
-    @overload
-    def bool(self, name: str, default: D) -> builtins.bool | D: ...
-    def bool(self, name: str, default: object = None) -> object:
-        """The first value of `name`: True for 1, t, true, y, yes and on, False for 0, f, false, n, no and off, whatever
-        their case; `default` without one. BadRequest, which becomes 400: anything else."""
-        text = self.get(name)
-        if text is None:
-            return default
-        if text.lower() not in _BOOLS:
-            raise BadRequest(f"{name} must be true or false")
-        return _BOOLS[text.lower()]
-
-    def _number(self, name: str, default: object, make: Callable[[str], object], pattern: re.Pattern[str],
-                what: str) -> object:
-        text = self.get(name)
-        if text is None:
-            return default
-        if not pattern.fullmatch(text):
-            raise BadRequest(f"{name} must be {what}")
-        return make(text)
+def read_bool(name: str, text: str) -> bool:
+    """One of `_BOOLS`, whatever its case."""
+    value = _BOOLS.get(text.lower())
+    if value is None:
+        raise BadRequest(f"{name} must be true or false")
+    return value

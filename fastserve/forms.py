@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
-from fastserve.args import Args
 from fastserve.errors import BadRequest, MissingExtra
 from fastserve.uploads import File, Files, Spool, Stored
 
@@ -64,7 +63,7 @@ _NO_BEGIN = "it does not begin with its boundary"
 _BEHIND = "bytes behind its end"
 
 
-def parse_multipart(content_type: str, body: bytes) -> tuple[Args, Files]:
+def parse_multipart(content_type: str, body: bytes) -> tuple[list[tuple[str, str]], Files]:
     """The fields and the files of a body with that Content-Type, which is in memory and stays there.
 
     A part with a filename, be it empty, is a file; any other is a field, read as UTF-8, in which bytes that
@@ -75,7 +74,7 @@ def parse_multipart(content_type: str, body: bytes) -> tuple[Args, Files]:
 
 
 def read_multipart(content_type: str, pieces: Iterable[bytes], fields_max: int = FIELDS_MAX,
-                   files_in_memory: int = FILES_IN_MEMORY) -> tuple[Args, Files]:
+                   files_in_memory: int = FILES_IN_MEMORY) -> tuple[list[tuple[str, str]], Files]:
     """As `parse_multipart`, of a body in pieces. BadRequest, 413: more than `fields_max`; OSError: a temporary file
     cannot be made or written. The files are the caller's, to be given to `end_files`."""
     library = _library()
@@ -234,14 +233,14 @@ class _Form:
             self._content = b""
         self._stored.write(data)
 
-    def end(self) -> tuple[Args, Files]:
+    def end(self) -> tuple[list[tuple[str, str]], Files]:
         """The whole body has come."""
         if self._next != _END:
             raise _malformed(_NO_BEGIN if self._next == _BEGIN else "it does not end with its boundary")
         self._parser.close()
         if self._spool is not None:
             self._spool.flush()
-        return Args(self._fields), Files(self._files, self._spool)
+        return self._fields, Files(self._files, self._spool)
 
     def drop(self) -> None:
         """The body is refused."""

@@ -29,7 +29,7 @@ from fastserve.coroutines import AsyncHandler, Handler, as_handler
 from fastserve.errors import ServerClosed, StartError
 
 try:
-    from fastserve._core import BodyStream, Core, Done, Headers, ReplyStream, RequestCtx
+    from fastserve._core import Args, BodyStream, Core, Done, Headers, ReplyStream, RequestCtx
 except ModuleNotFoundError as _missing:
     if _missing.name != "fastserve._core":
         raise
@@ -37,7 +37,7 @@ except ModuleNotFoundError as _missing:
         "the compiled core is missing: in a clone run `make build`, elsewhere install the wheel"
     ) from None
 
-__all__ = ["BodyStream", "Done", "Handler", "Headers", "ReplyStream", "RequestCtx", "Server"]
+__all__ = ["Args", "BodyStream", "Done", "Handler", "Headers", "ReplyStream", "RequestCtx", "Server"]
 
 _log = logging.getLogger("fastserve.error")
 

@@ -63,7 +63,7 @@ MAY_ALLOCATE = {
 metrics, records of the access log while it is behind, a list of pointers or a ctx that grows, one that is detached."""
 
 BELOW = {
-    "__init__": {"_core", "args", "compression", "config", "coroutines", "errors", "headers", "router", "server",
+    "__init__": {"_core", "compression", "config", "coroutines", "errors", "headers", "router", "server",
                  "static", "timeouts", "uploads"},
     "__main__": {"cli"},
     "cli": {"", "server", "welcome", "binds", "config", "errors"},

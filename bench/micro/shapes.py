@@ -46,6 +46,9 @@ BROWSER = request("GET /articles/2026/11/how-a-worker-pool-beats-a-thread-per-re
 ECHO = request("POST /echo", "Host: 127.0.0.1:8000", f"Content-Type: {BINARY}", "Content-Length: 1024",
                body=b"x" * 1024)
 QUERY = request("GET /query?name=World&page=7&sort=asc", "Host: 127.0.0.1:8000", "X-Trace: 0123456789abcdef")
+WORDS = request("GET /a/path?name=World&page=7", "Host: 127.0.0.1:8000", "X-Trace: 4bf92f3577b34da6",
+                "Cookie: session=0123456789abcdef")
+HUNDRED = b"x" * 100
 
 # What is sent as JSON: 1,024 bytes.
 ITEM = {"id": 7, "name": "World", "text": "x" * 986}
@@ -91,6 +94,13 @@ def query(ctx: Any) -> None:
     ctx.write(f"{args['name']} {args['page']} {ctx.headers.get('X-Trace', '-')}\n")
 
 
+def words(ctx: Any) -> None:
+    args = ctx.query
+    if ctx.path and args["name"] and args["page"] and ctx.headers["X-Trace"] and ctx.cookies["session"]:
+        ctx.content_type = TEXT
+        ctx.write(HUNDRED)
+
+
 # What is driven, and what must come back
 
 
@@ -130,5 +140,6 @@ GATE = [
           _lengths("User-Agent", "Accept-Language", "Cookie")),
     Shape("POST echo 1 KiB", ECHO, echo, b"x" * 1024),
     Shape("2 query arguments and a field read", QUERY, query, b"World 7 0123456789abcdef\n"),
+    Shape("path, 2 arguments, a field and a cookie read", WORDS, words, HUNDRED),
 ]
 """What instructions.py counts, beside the parser alone."""

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from fastserve import Args, ContextExpired, RequestCtx
 from tests.live.conftest import PATIENCE, Reply, Running, Serve, request, wait_for, wait_until
 
 FORM = "application/x-www-form-urlencoded"
+
+
+class FieldName(StrEnum):
+    ONE = "X-One"
 
 
 def ask(serve: Serve, look: Callable[[RequestCtx], Any], raw: bytes = request()) -> Any:
@@ -121,6 +126,10 @@ def test_headers(serve: Serve) -> None:
         assert "X-oNe" in headers
         assert "none" not in headers
         assert 1 not in headers
+        assert headers[FieldName.ONE] == headers.get(FieldName.ONE) == headers.getall(FieldName.ONE)[0] == "1"
+        for no_name in (1, None, b"X-One"):
+            with pytest.raises(TypeError):
+                headers.get(no_name)  # type: ignore[call-overload]
         assert "" not in headers
         with pytest.raises(KeyError):
             headers["none"]
@@ -682,13 +691,14 @@ def test_threads_that_read_on(serve: Serve) -> None:
             for ctx, headers, number in list(current):
                 try:
                     values = (ctx.path, ctx.body, ctx.query_string, headers["X-Number"], headers.items()[1][1],
-                              ctx.query["n"])
+                              ctx.query["n"], ctx.cookies["n"])
                 except ContextExpired:
                     continue
                 except BaseException as error:
                     strange.append(repr(error))
                     return
-                if values != (f"/{number}", b"b" + number.encode(), f"n={number}".encode(), number, number, number):
+                if values != (f"/{number}", b"b" + number.encode(), f"n={number}".encode(), number, number, number,
+                              number):
                     strange.append(f"{number}: {values}")
 
     server = serve(handler, workers=2)
@@ -700,7 +710,7 @@ def test_threads_that_read_on(serve: Serve) -> None:
         for turn in range(60):
             for index, wire in enumerate(wires):
                 wire.send(b"".join(
-                    request("POST", f"/{n}?n={n}", f"X-Number: {n}", body=f"b{n}".encode())
+                    request("POST", f"/{n}?n={n}", f"X-Number: {n}", f"Cookie: n={n}", body=f"b{n}".encode())
                     for n in range(turn * 1000 + index * 10, turn * 1000 + index * 10 + 5)))
             for index, wire in enumerate(wires):
                 for n in range(turn * 1000 + index * 10, turn * 1000 + index * 10 + 5):

@@ -324,7 +324,7 @@ def test_a_handler_that_raises(serve: Serve, large_ones: Callable[..., Any]) -> 
 
 
 def test_the_time_of_a_handler_is_up(serve: Serve, large_ones: Callable[..., Any]) -> None:
-    serve.expect_error("a handler took longer than handler_timeout")
+    serve.expect_error("a handler took longer than its timeout")
     seen: list[BaseException] = []
 
     def handler(ctx: RequestCtx) -> None:
@@ -347,7 +347,7 @@ def test_the_time_of_a_handler_is_up(serve: Serve, large_ones: Callable[..., Any
 def test_the_time_is_up_when_all_has_come(serve: Serve, large_ones: Callable[..., Any],
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody gets these files; they are closed, not forgotten."""
-    serve.expect_error("a handler took longer than handler_timeout")
+    serve.expect_error("a handler took longer than its timeout")
     told = threading.Event()
     flush = Spool.flush
 

@@ -1,6 +1,8 @@
 """Queries, urlencoded forms and cookies. No socket, no ctx."""
 
+import copy
 import os
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from time import perf_counter
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import example, given, seed
 from hypothesis import strategies as st
 
+from fastserve import Args
 from fastserve._core import parse_args, parse_cookies
-from fastserve.args import FIELDS_MAX, Args
+from fastserve.args import FIELDS_MAX
 
 SEED = int(os.environ["FASTSERVE_SEED"])  # conftest.py prints it
 MIB = 1 << 20
@@ -46,6 +49,7 @@ def test_the_first_value_counts_and_the_order_stays() -> None:
     assert "a" in args
     assert "c" not in args
     assert 1 not in args
+    assert args.get(1, "none") == "none"  # type: ignore[call-overload]
     assert repr(args) == "Args([('a', '1'), ('b', '2'), ('a', '3')])"
 
 
@@ -70,6 +74,40 @@ def test_a_map_is_its_own() -> None:
         args["a"] = "2"  # type: ignore[index]
     with pytest.raises(AttributeError):
         args.more = 1  # type: ignore[attr-defined]
+
+
+def test_a_map_is_made_of_text_alone() -> None:
+    for pairs in ([("a", 1)], [(b"a", "1")], [("a",)], ["abc"], 1):
+        with pytest.raises((TypeError, ValueError)):
+            Args(pairs)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        type("More", (Args,), {})
+
+
+def test_a_name_is_its_characters_and_nothing_else() -> None:
+    class Named(str):
+        """Says of itself what it likes."""
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = str.__hash__
+
+    names = ["", "a", "A", "aa", "\xe9", "\u0101", "\u4141", "\U00014141", "a\0"]
+    args = Args(zip(names, map(repr, names), strict=True))
+    for name in names:
+        assert args[name] == args[Named(name)] == repr(name)
+    for name in ("b", "\x41\x41", "\u6161", "\U00010041", "\0a"):
+        assert Named(name) not in args
+    given = Args([(Named("a"), Named("1"))])
+    assert [type(word) for pair in given.items() for word in pair] == [str, str]
+
+
+def test_a_map_goes_to_another_process_and_is_copied() -> None:
+    args = Args([("a", "1"), ("a", "2")])
+    for other in (pickle.loads(pickle.dumps(args)), copy.copy(args), copy.deepcopy(args)):
+        assert type(other) is Args
+        assert other.items() == args.items()
 
 
 # --- queries and forms ---
@@ -159,12 +197,17 @@ def test_four_mebibytes_of_anything_cost_little(unit: bytes) -> None:
 # --- cookies ---
 
 
+def cookies_of(*fields: str) -> dict[str, str]:
+    return parse_cookies([field.encode("latin-1") for field in fields])
+
+
 @pytest.mark.parametrize(
     ("fields", "cookies"),
     [
         ([], {}),
         ([""], {}),
         (["a=1"], {"a": "1"}),
+        (["a=\xe9"], {"a": "\xe9"}),
         (["a=1; b=2"], {"a": "1", "b": "2"}),
         (["a=1;b=2;"], {"a": "1", "b": "2"}),
         ([" a = 1\t;\tb=2 "], {"a": "1", "b": "2"}),
@@ -185,28 +228,27 @@ def test_four_mebibytes_of_anything_cost_little(unit: bytes) -> None:
     ],
 )
 def test_reads_cookies(fields: list[str], cookies: dict[str, str]) -> None:
-    assert parse_cookies(fields) == cookies
+    assert cookies_of(*fields) == cookies
 
 
 @pytest.mark.parametrize("space", ["\x85", "\xa0", "\x1c", "\x0b"])
 def test_what_only_python_takes_for_white_space_stays(space: str) -> None:
     """Else anybody who may set a cookie of a strange name sets one that only the site itself may."""
-    assert parse_cookies([f"{space}__Host-id=evil; __Host-id=good"])["__Host-id"] == "good"
-    assert parse_cookies([f"a={space}"]) == {"a": space}
+    assert cookies_of(f"{space}__Host-id=evil; __Host-id=good")["__Host-id"] == "good"
+    assert cookies_of(f"a={space}") == {"a": space}
 
 
 def test_a_cookie_in_utf_8_is_whole() -> None:
     """The second byte of U+00E0 is U+00A0 in latin-1."""
-    sent = "voil\u00e0".encode().decode("latin-1")
-    assert parse_cookies([f"a={sent}; b=1"])["a"].encode("latin-1").decode() == "voil\u00e0"
+    assert parse_cookies(["a=voil\u00e0; b=1".encode()])["a"].encode("latin-1").decode() == "voil\u00e0"
 
 
 def test_the_number_of_cookies_is_bounded() -> None:
     many = "; ".join(f"c{i}=1" for i in range(FIELDS_MAX + 1))
-    assert list(parse_cookies([many])) == [f"c{i}" for i in range(FIELDS_MAX)]
-    assert len(parse_cookies([many, "late=1"])) == FIELDS_MAX
+    assert list(cookies_of(many)) == [f"c{i}" for i in range(FIELDS_MAX)]
+    assert len(cookies_of(many, "late=1")) == FIELDS_MAX
     singly = [f"c{i}=1" for i in range(FIELDS_MAX + 1)]
-    assert len(parse_cookies(singly)) == FIELDS_MAX
+    assert len(cookies_of(*singly)) == FIELDS_MAX
 
 
 NAME = st.text(st.characters(codec="latin-1", exclude_characters=' \t;="\r\n\0'), min_size=1)
@@ -216,12 +258,12 @@ VALUE = st.text(st.characters(codec="latin-1", exclude_characters=' \t;"\r\n\0')
 @seed(SEED)
 @given(st.dictionaries(NAME, VALUE), st.sampled_from(["; ", ";", " ;\t"]))
 def test_cookies_that_were_sent_come_back(cookies: dict[str, str], between: str) -> None:
-    assert parse_cookies([between.join(f"{name}={value}" for name, value in cookies.items())]) == cookies
+    assert cookies_of(between.join(f"{name}={value}" for name, value in cookies.items())) == cookies
 
 
 @seed(SEED)
 @given(st.lists(st.text(st.characters(codec="latin-1"))))
 def test_any_text_is_read(fields: list[str]) -> None:
-    for name, value in parse_cookies(fields).items():
+    for name, value in cookies_of(*fields).items():
         assert name
         assert ";" not in name + value

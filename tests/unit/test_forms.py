@@ -5,7 +5,7 @@ import os
 import random
 import sys
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from time import perf_counter
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
-from fastserve.args import Args
+from fastserve import Args, forms
 from fastserve.errors import BadRequest, FastserveError, MissingExtra
 from fastserve.forms import (
     FIELDS_MAX,
@@ -23,9 +23,7 @@ from fastserve.forms import (
     PART_HEAD_MAX,
     PART_LINES_MAX,
     PARTS_MAX,
-    parse_multipart,
     read_fields,
-    read_multipart,
 )
 from fastserve.uploads import File, Files, end_files
 
@@ -44,6 +42,18 @@ def body(*parts: Part, boundary: bytes = b"B", end: bytes = b"\r\n") -> bytes:
         raw = head.encode() if isinstance(head, str) else head
         sent += b"--" + boundary + b"\r\n" + raw.replace(b"\n", b"\r\n") + b"\r\n\r\n" + content + b"\r\n"
     return sent + b"--" + boundary + b"--" + end
+
+
+def parse_multipart(content_type: str, sent: bytes) -> tuple[Args, Files]:
+    """As a ctx has them."""
+    fields, files = forms.parse_multipart(content_type, sent)
+    return Args(fields), files
+
+
+def read_multipart(content_type: str, parts: Iterable[bytes], *bounds: int) -> tuple[Args, Files]:
+    """As a ctx has them."""
+    fields, files = forms.read_multipart(content_type, parts, *bounds)
+    return Args(fields), files
 
 
 def pieces(sent: bytes, *cuts: int) -> list[bytes]:
