@@ -86,8 +86,13 @@ def ask_h11(raw):
 
 
 @random_run
-@given(messages())
-def test_heads(raw):
+@given(messages(), st.data())
+def test_heads(raw, data):
+    check_head(raw)
+    check_cuts(raw, data)
+
+
+def check_head(raw):
     _, verdict, found = _probe.head(raw)
     connection, event = ask_h11(without_empty_line(raw))
     if verdict == _probe.MORE:
@@ -123,9 +128,7 @@ def compare(connection, event, found):
         assert persists == (connection.their_state is not h11.MUST_CLOSE and connection._cstate.keep_alive)
 
 
-@random_run
-@given(messages(), st.data())
-def test_cuts_of_heads(raw, data):
+def check_cuts(raw, data):
     """Any cut gives the verdict and the offsets of the whole; a decided prefix stays decided."""
     whole = _probe.head(raw)[1:]
     cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=4).map(sorted))

@@ -1,7 +1,8 @@
 """The bench's open-loop generator against servers of a few lines: what it counts, and that it hides no stall.
 
 Knows: bench/openloop.py and what its program prints.
-Never sees: fastserve. No test asserts that anything is fast: bounds hold on a machine that is busy with other things.
+Never sees: fastserve. No test asserts that anything is fast: bounds hold on a machine that is busy with other things,
+and so loads run side by side.
 """
 
 import importlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -87,14 +89,52 @@ def reply_with(reply: bytes) -> Answer:
     return lambda peer, number: peer.sendall(reply)
 
 
-def test_every_request_is_counted_once() -> None:
-    with serving(reply_with(REPLY)) as port:
-        said = openloop.report(port, "/some?where=1", rate=300, seconds=1, connections=4)
-    assert (said["sent"], said["answered"]) == (300, 300)
-    assert (said["errors"], said["unanswered"], said["lost"]) == (0, 0, 0)
-    assert 0 < said["p50_us"] <= said["p90_us"] <= said["p99_us"] <= said["p999_us"] <= said["p9999_us"]
-    assert said["p9999_us"] <= said["max_us"]
-    assert 0 <= said["behind_p99_us"] <= said["behind_max_us"]
+@dataclass(eq=False)
+class Load:
+    """A server, and what is asked of it for a second, behind the generator's second of warm-up."""
+
+    answer: Answer
+    rate: int
+    connections: int
+
+    def run(self) -> dict:
+        with serving(self.answer) as port:
+            return openloop.report(port, "/some?where=1", self.rate, 1, self.connections)
+
+
+LOADS: list[Load] = []
+Said = Callable[[Load], dict]
+
+
+def under(rate: int, connections: int = 4) -> Callable[[Answer], Load]:
+    def load(answer: Answer) -> Load:
+        LOADS.append(Load(answer, rate, connections))
+        return LOADS[-1]
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def said() -> Iterator[Said]:
+    """What the generator said of a load. Three run at a time: it never sleeps, and replies are awaited for a second."""
+    openloop.build()
+    with ThreadPoolExecutor(3) as pool:
+        runs = {load: pool.submit(load.run) for load in LOADS}
+        yield lambda load: runs[load].result()
+
+
+@under(rate=300)
+def answers(peer: socket.socket, number: int) -> None:
+    peer.sendall(REPLY)
+
+
+def test_every_request_is_counted_once(said: Said) -> None:
+    got = said(answers)
+    assert (got["sent"], got["answered"]) == (300, 300)
+    assert (got["errors"], got["unanswered"], got["lost"]) == (0, 0, 0)
+    assert 0 < got["p50_us"] <= got["p90_us"] <= got["p99_us"] <= got["p999_us"] <= got["p9999_us"]
+    assert got["p9999_us"] <= got["max_us"]
+    assert 0 <= got["behind_p99_us"] <= got["behind_max_us"]
 
 
 def test_the_request_is_what_was_asked_for() -> None:
@@ -111,34 +151,36 @@ def test_the_request_is_what_was_asked_for() -> None:
     assert seen == [b"GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
 
 
-def test_a_stall_is_seen_by_all_that_were_due_in_it() -> None:
+@under(rate=500, connections=8)
+def stalls(peer: socket.socket, number: int) -> None:
+    if number == 700:               # 200 of the 500 that are recorded have gone
+        time.sleep(0.2)
+    peer.sendall(REPLY)
+
+
+def test_a_stall_is_seen_by_all_that_were_due_in_it(said: Said) -> None:
     """For 200 ms nobody is answered: the 100 requests that are due meanwhile wait from 200 ms down to none. A closed
     loop of 8 connections would have sent 8 of them, and would show the stall above its p98 only."""
-    def answer(peer: socket.socket, number: int) -> None:
-        if number == 700:           # 200 of the 500 that are recorded have gone
-            time.sleep(0.2)
-        peer.sendall(REPLY)
-
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=500, seconds=1, connections=8)
-    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (500, 500, 0, 0)
-    assert said["max_us"] >= 190_000
-    assert said["p99_us"] >= 170_000        # the fifth of 100 that are spread evenly over 200 ms: 190 ms
-    assert said["p90_us"] >= 80_000         # the fiftieth: 100 ms
+    got = said(stalls)
+    assert (got["sent"], got["answered"], got["errors"], got["lost"]) == (500, 500, 0, 0)
+    assert got["max_us"] >= 190_000
+    assert got["p99_us"] >= 170_000         # the fifth of 100 that are spread evenly over 200 ms: 190 ms
+    assert got["p90_us"] >= 80_000          # the fiftieth: 100 ms
 
 
-def test_a_reply_may_come_in_pieces_and_be_large() -> None:
-    size = 200_000
-    parts = [b"HTTP/1.1 200 OK\r\ncontent-", b"LENGTH:\t%d \r\nConnection: Keep-Alive\r\n\r" % size, b"\n",
-             b"x" * 100_000, b"x" * 99_999, b"x"]
+PARTS = [b"HTTP/1.1 200 OK\r\ncontent-", b"LENGTH:\t%d \r\nConnection: Keep-Alive\r\n\r" % 200_000, b"\n",
+         b"x" * 100_000, b"x" * 99_999, b"x"]
 
-    def answer(peer: socket.socket, number: int) -> None:
-        for part in parts:
-            peer.sendall(part)
 
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=50, seconds=1, connections=4)
-    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (50, 50, 0, 0)
+@under(rate=50)
+def answers_in_pieces(peer: socket.socket, number: int) -> None:
+    for part in PARTS:
+        peer.sendall(part)
+
+
+def test_a_reply_may_come_in_pieces_and_be_large(said: Said) -> None:
+    got = said(answers_in_pieces)
+    assert (got["sent"], got["answered"], got["errors"], got["lost"]) == (50, 50, 0, 0)
 
 
 WRONG = [
@@ -175,73 +217,79 @@ def test_any_other_reply_is_an_error_and_ends_its_connection() -> None:
             assert (said["errors"], said["answered"], said["sent"], said["lost"]) == (3, 0, 0, 1000), reply
 
 
-def test_a_server_that_closes_without_an_answer() -> None:
-    def answer(peer: socket.socket, number: int) -> None:
-        if number < 150:            # 100 go in the warm-up
-            peer.sendall(REPLY)
-        else:
-            peer.shutdown(socket.SHUT_RDWR)
-
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
-        with pytest.raises(BenchError, match="4 errors"):
-            openloop.believe(said, 100)
-    assert (said["answered"], said["errors"], said["unanswered"]) == (50, 4, 0)
-    assert said["sent"] == said["answered"] + said["errors"]
-    assert said["sent"] + said["lost"] == 100
-
-
-def test_a_connection_that_is_closed_between_requests_is_an_error() -> None:
-    def answer(peer: socket.socket, number: int) -> None:
+@under(rate=100)
+def closes_unasked(peer: socket.socket, number: int) -> None:
+    if number < 150:                # 100 go in the warm-up
         peer.sendall(REPLY)
-        if number == 150:
-            peer.shutdown(socket.SHUT_RDWR)
-
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
-    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (100, 100, 1, 0)
+    else:
+        peer.shutdown(socket.SHUT_RDWR)
 
 
-def test_who_is_never_answered_counts_with_the_time_that_passed() -> None:
-    def answer(peer: socket.socket, number: int) -> None:
-        if number < 150:
-            peer.sendall(REPLY)
-
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
-        with pytest.raises(BenchError, match="4 without an answer, 46 not sent"):
-            openloop.believe(said, 100)
-    assert (said["sent"], said["answered"], said["unanswered"], said["lost"]) == (54, 50, 4, 46)
-    assert said["max_us"] >= 1_000_000
-    assert said["p90_us"] >= 1_000_000
+def test_a_server_that_closes_without_an_answer(said: Said) -> None:
+    got = said(closes_unasked)
+    with pytest.raises(BenchError, match="4 errors"):
+        openloop.believe(got, 100)
+    assert (got["answered"], got["errors"], got["unanswered"]) == (50, 4, 0)
+    assert got["sent"] == got["answered"] + got["errors"]
+    assert got["sent"] + got["lost"] == 100
 
 
-def test_more_than_may_wait_is_lost_and_counted() -> None:
+@under(rate=100, connections=40)     # it would be that connection's turn again 0.4 s later
+def closes_one(peer: socket.socket, number: int) -> None:
+    peer.sendall(REPLY)
+    if number == 150:
+        peer.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_connection_that_is_closed_between_requests_is_an_error(said: Said) -> None:
+    got = said(closes_one)
+    assert (got["sent"], got["answered"], got["errors"], got["lost"]) == (100, 100, 1, 0)
+
+
+@under(rate=100)
+def falls_silent(peer: socket.socket, number: int) -> None:
+    if number < 150:
+        peer.sendall(REPLY)
+
+
+def test_who_is_never_answered_counts_with_the_time_that_passed(said: Said) -> None:
+    got = said(falls_silent)
+    with pytest.raises(BenchError, match="4 without an answer, 46 not sent"):
+        openloop.believe(got, 100)
+    assert (got["sent"], got["answered"], got["unanswered"], got["lost"]) == (54, 50, 4, 46)
+    assert got["max_us"] >= 1_000_000
+    assert got["p90_us"] >= 1_000_000
+
+
+@under(rate=100_000, connections=1)
+def stands_still(peer: socket.socket, number: int) -> None:
+    if number == 0:
+        time.sleep(2.1)
+    peer.sendall(REPLY)
+
+
+def test_more_than_may_wait_is_lost_and_counted(said: Said) -> None:
     """Those that lined up first were due in the warm-up, and the server needs far longer for them than it is given."""
-    def answer(peer: socket.socket, number: int) -> None:
-        if number == 0:
-            time.sleep(2.1)
-        peer.sendall(REPLY)
-
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=100_000, seconds=1, connections=1)
-    assert (said["sent"], said["answered"], said["errors"], said["lost"]) == (0, 0, 0, 100_000)
+    got = said(stands_still)
+    assert (got["sent"], got["answered"], got["errors"], got["lost"]) == (0, 0, 0, 100_000)
 
 
-def test_words_that_nobody_asked_for_are_an_error() -> None:
-    greeted = threading.Event()
+GREETED = threading.Event()
 
-    def answer(peer: socket.socket, number: int) -> None:
-        peer.sendall(REPLY)
-        if number == 150 and not greeted.is_set():
-            greeted.set()
-            time.sleep(0.001)       # the reply is read first, or the words make it a wrong one: an error either way
-            peer.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 
-    with serving(answer) as port:
-        said = openloop.report(port, "/", rate=100, seconds=1, connections=4)
-    assert said["errors"] == 1
-    assert said["answered"] in (99, 100)
+@under(rate=100)
+def speaks_unasked(peer: socket.socket, number: int) -> None:
+    peer.sendall(REPLY)
+    if number == 150 and not GREETED.is_set():
+        GREETED.set()
+        time.sleep(0.001)           # the reply is read first, or the words make it a wrong one: an error either way
+        peer.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_words_that_nobody_asked_for_are_an_error(said: Said) -> None:
+    got = said(speaks_unasked)
+    assert got["errors"] == 1
+    assert got["answered"] in (99, 100)
 
 
 @pytest.mark.parametrize(("change", "why"), [
