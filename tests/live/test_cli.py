@@ -169,16 +169,16 @@ def test_without_a_handler_the_welcome_page(start: Start) -> None:
     assert process.end() == 0
 
 
-def test_listens_on_a_unix_socket_with_its_mode(start: Start, tmp_path: Path) -> None:
+def test_listens_on_a_unix_socket_with_its_mode_for_proxies(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    process = start("app", "--bind", f"unix:{path}?mode=600", "--bind", "127.0.0.1:0")
+    process = start("app", "--bind", f"unix:{path}?mode=600&proxy", "--bind", "127.0.0.1:0", "--trusted-proxies", "unix")
     unix, tcp = process.started()
     assert unix == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(HANG_LIMIT)
         client.connect(str(path))
-        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         with client.makefile("rb") as file:
             assert file.read().endswith(b"\r\n\r\nhello\n")
     assert get(tcp)[0] == 200
@@ -246,6 +246,7 @@ def test_a_second_fastserve_on_the_same_port_does_not_start(start: Start, tmp_pa
         (["app", "--bind", "unix:/nope/nope/s"], ""),
         (["app", "--bind", "nope.invalid:0"], ""),
         (["app", "--bind", "192.0.2.1:0"], ""),
+        (["app", "--bind", "127.0.0.1:0?proxy"], "cannot listen on 127.0.0.1:0?proxy: trusted_proxies must name "),
     ],
 )
 def test_what_cannot_start_is_one_line_and_status_3(tmp_path: Path, argv: list[str], line: str) -> None:

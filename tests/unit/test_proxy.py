@@ -79,6 +79,8 @@ LINE = re.compile(rb"PROXY (?:TCP([46]) ([^ \r]*) ([^ \r]*) " + PORT + rb" " + P
 def line_by_pattern(data: bytes) -> Found:
     """A line, read by a pattern and by ipaddress."""
     none = _probe.NO_PROXY, None, None, None
+    if data.find(b"\r") in (-1, len(data) - 1) and len(data) < 107:
+        return _probe.MORE, None, None, None
     match = LINE.match(data[:107])
     if match is None:
         return none
