@@ -105,7 +105,8 @@ cdef class RequestCtx:
     """
 
     cdef Conn* conn             # NULL: expired
-    cdef Desk* desk             # of the worker that lent it
+    cdef Desk* desk             # of the worker that lent it; its own where it is detached, until it is answered
+    cdef bint detached
     cdef int loan               # what it was lent for
     cdef bint streams           # LENT_HOOK: the handler is to read the body itself
     cdef const char* base       # the first byte of the request
@@ -1087,12 +1088,9 @@ cdef class RequestCtx:
         self.check_open()
         if self.loan != LENT_CALL:
             raise RuntimeError("that is for a handler, not for a hook")
-        if self.is_detached() or self.desk.mate.tid != thread_id():
+        if self.detached or self.desk.mate.tid != thread_id():
             raise RuntimeError("that is for the thread that the handler was called in, before it detaches its ctx")
         return 0
-
-    cdef bint is_detached(self) noexcept:
-        return self.desk.mate is NULL
 
     def detach(self) -> None:
         """The reply comes later: behind the handler this ctx lives on, for any thread, until `complete`.
@@ -1111,6 +1109,7 @@ cdef class RequestCtx:
                 raise MemoryError
             later.reply = &self.reply
             self.desk = later
+            self.detached = True
 
     def complete(self, error: BaseException | None = None) -> None:
         """The reply to a detached ctx is ready: it is sent, and the ctx expires. From any thread; waits for nobody.
@@ -1130,7 +1129,7 @@ cdef class RequestCtx:
     cdef int check_detached(self) except -1:
         if self.conn is NULL:
             self.expired()
-        if not self.is_detached():
+        if not self.detached:
             raise RuntimeError("this ctx was not detached: the end of its handler completes it")
         return 0
 
@@ -1142,6 +1141,11 @@ cdef class RequestCtx:
         self.end()
         if swap_u32(&later.parted, True):
             finish_later(later)
+
+    cdef void answer_if_open(self) noexcept:
+        with cython.critical_section(self):
+            if self.conn is not NULL:
+                self.answer_now()
 
     cdef void forgotten(self) noexcept:
         """Nobody refers to a detached ctx, its worker neither: it has gone on."""

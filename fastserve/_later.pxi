@@ -212,5 +212,5 @@ cdef class Timeout:
             return self.limited(ctx)
         finally:
             # A call that was detached keeps it.
-            if ctx.conn is c and not ctx.is_detached():
+            if ctx.conn is c and not ctx.detached:
                 set_limit(c, outer, outer_at)

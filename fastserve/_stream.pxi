@@ -259,7 +259,7 @@ from operator import index as _index
 cdef int must_be_own(RequestCtx ctx) except -1:
     """Only the thread that the handler was called in may block on its connection."""
     ctx.check()
-    if ctx.is_detached():
+    if ctx.detached:
         raise RuntimeError("a detached ctx is answered as a whole")
     if ctx.desk.mate.tid != thread_id():
         raise RuntimeError("streaming is for the thread that the handler was called in")

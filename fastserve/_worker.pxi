@@ -222,7 +222,7 @@ cdef class Worker:
             c.step = STREAMS
         self.lend(c, LENT_CALL)
         self.invoke(self.handler, None)
-        if self.ctx.is_detached():
+        if self.ctx.detached:
             self.desk.later = self.ctx.desk
         else:
             self.ctx.end()
@@ -275,8 +275,8 @@ cdef class Worker:
         except BaseException as raised:
             answered = True
             fail(self.ctx, raised)
-            if self.ctx.is_detached() and self.ctx.conn is not NULL:
-                self.ctx.answer_now()
+            if self.ctx.detached:
+                self.ctx.answer_if_open()
         PyContext_Exit(self.fresh)
         if not (self.reuses and is_sole(<PyObject*>self.fresh) and PyObject_Size(self.fresh) == 0):
             self.fresh = None
@@ -295,17 +295,21 @@ cdef class Worker:
 cdef void fail(RequestCtx ctx, object error) noexcept:
     """The reply to what a handler raised, and the traceback for the log. The connection goes on as
     its framing allows; a reply that was under way, or a client that is gone, ends it."""
-    cdef Desk* d = ctx.desk
     cdef bint gone = isinstance(error, ClientGone)
-    cdef bint expired
+    cdef bint expired = False, answered = True
+    cdef Desk* d
     try:
-        expired = load_u8(&d.conn.claim) == EXPIRED
-        if d.ended or expired:
-            d.conn.closing = True
-        elif d.streamed or gone and d.alone:
-            d.conn.aborted = d.conn.closing = True
-        elif ctx.conn is NULL:
-            # It was detached, and is answered.
+        with cython.critical_section(ctx):
+            if ctx.conn is not NULL or not ctx.detached:
+                d = ctx.desk
+                expired = load_u8(&d.conn.claim) == EXPIRED
+                if d.ended or expired:
+                    d.conn.closing = True
+                elif d.streamed or gone and d.alone:
+                    d.conn.aborted = d.conn.closing = True
+                else:
+                    answered = False
+        if answered:
             pass
         elif isinstance(error, BadRequest):
             ctx.error(str(error) or phrase_of(error.status), error.status)
