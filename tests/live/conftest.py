@@ -387,6 +387,8 @@ class Serve:
 
     def __call__(self, handler: Callable[[RequestCtx], None], *binds: str, **config: Any) -> Running:
         # With batches in one system call and without: a coin, thrown by test and seed, so that both are met.
+        # Few threads, which start and end with each test, unless it is about their number.
+        config.setdefault("workers", 8)
         config.setdefault("io_uring", zlib.crc32(f"{SEED} {os.environ['PYTEST_CURRENT_TEST']}".encode()) & 1 == 0)
         server = Running(Server(handler, **config).start(*(binds or ("127.0.0.1:0",))))
         self.running.append(server)

@@ -47,7 +47,7 @@ def app(ctx: RequestCtx) -> None:
 
 @pytest.fixture
 def server(serve: Serve) -> Running:
-    return serve(app)
+    return serve(app, workers=64)
 
 
 def test_http_client(server: Running) -> None:
@@ -183,7 +183,7 @@ def test_a_thousand_connections(serve: Serve, many_descriptors: int) -> None:
     count, rounds = 1000, 4
     if many_descriptors < 2 * count + 200:
         pytest.skip(f"RLIMIT_NOFILE is {many_descriptors}")
-    server = serve(app)
+    server = serve(app, workers=64)
 
     async def main() -> None:
         opened = 0

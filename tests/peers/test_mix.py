@@ -32,7 +32,7 @@ FRONTS = ["nginx", "nginx unbuffered", "haproxy"]
 
 @pytest.fixture
 def server(serve: Serve) -> Running:
-    return serve(echo)
+    return serve(echo, workers=64)
 
 
 def check_counters(server: Running, requests: int, connections: int | None = None) -> None:

@@ -143,7 +143,7 @@ def check_smuggled(pair: Pair, seen: list[Seen], kind: str) -> None:
 
 def test_straight(serve: Serve) -> None:
     witness = Witness()
-    server = serve(witness)
+    server = serve(witness, workers=64)
     refused = 0
     for pair in PAIRS:
         with Wire(server.address) as client:
@@ -168,7 +168,7 @@ def test_straight(serve: Serve) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_through(kind: str, serve: Serve, front: Callable[[str, str], Front]) -> None:
     witness = Witness()
-    server = serve(witness)
+    server = serve(witness, workers=64)
     proxy = front(kind, server.address)
     ports: dict[int, Pair] = {}
     got: dict[int, list[int]] = {}
