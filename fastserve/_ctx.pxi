@@ -116,7 +116,9 @@ cdef class RequestCtx:
     cdef Buffer trailer_fields  # of the reply
     cdef Buffer body_buffer
     cdef bint keeps             # one of the next is there
-    cdef object query_args, form_args, form_files, cookie_values
+    cdef object query_args, cookie_values
+    cdef bint has_form          # one of the next is there, and `keeps`
+    cdef object form_args, form_files
     cdef list all_files         # every Files of this loan, also of a body that was replaced
     cdef tuple form_fault       # of the BadRequest that a form was refused with while its body came
     cdef object path_params, own_values     # dicts
@@ -161,13 +163,16 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             self.conn = NULL
             if self.keeps:
-                self.forget()
+                self.keeps = False
+                self.query_args = self.streamed_body = self.reader = self.cookie_values = None
+                self.path_params = self.own_values = self.own_body = None
+                if self.has_form:
+                    self.end_form()
 
-    cdef void forget(self) noexcept:
-        """What was kept for this loan. Its files end, whoever has them."""
-        self.keeps = False
-        self.query_args = self.form_args = self.form_files = self.streamed_body = self.reader = None
-        self.path_params = self.own_values = self.own_body = self.cookie_values = self.form_fault = None
+    cdef void end_form(self) noexcept:
+        """Its files end, whoever has them."""
+        self.has_form = False
+        self.form_args = self.form_files = self.form_fault = None
         if self.all_files is not None:
             for files in self.all_files:
                 end_files(files)
@@ -566,7 +571,7 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             if self.conn is not NULL:
                 # Also where the time of the call is up: they end with it.
-                self.keeps = True
+                self.keeps = self.has_form = True
                 self.all_files = [files] if self.all_files is None else [*self.all_files, files]
             self.check()
             if self.form_args is None:
@@ -578,7 +583,7 @@ cdef class RequestCtx:
         must_be_own(self)
         if self.form_fault is not None:
             raise BadRequest(*self.form_fault)
-        self.keeps = True
+        self.keeps = self.has_form = True
         self.form_fault = ("this form was not read to its end", 400)
         try:
             if kind == MULTIPART:
