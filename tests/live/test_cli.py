@@ -171,7 +171,8 @@ def test_without_a_handler_the_welcome_page(start: Start) -> None:
 
 def test_listens_on_a_unix_socket_with_its_mode_for_proxies(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    process = start("app", "--bind", f"unix:{path}?mode=600&proxy", "--bind", "127.0.0.1:0", "--trusted-proxies", "unix")
+    process = start("app", "--bind", f"unix:{path}?mode=600&proxy", "--bind", "127.0.0.1:0",
+                    "--trusted-proxies", "unix")
     unix, tcp = process.started()
     assert unix == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
