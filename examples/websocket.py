@@ -10,6 +10,7 @@ Each WebSocket has a thread of its own, and counts in `concurrency` until its fu
 
 import socket
 import sys
+from contextlib import suppress
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
@@ -62,7 +63,8 @@ def converse(ws: WSConnection, wire: socket.socket, data: bytes) -> None:
                 case _:
                     pass
         if open_:
-            data = data or wire.recv(65536)
+            with suppress(TimeoutError):
+                data = data or wire.recv(65536)
             if not data:
                 # The client has gone without a word, or the server stops and nothing more can come.
                 wire.sendall(ws.send(CloseConnection(code=1001, reason="going away")))

@@ -42,8 +42,9 @@ from fastserve.engine.lease cimport (
 from fastserve.engine.limits cimport RESPONSE_HEAD_MAX, TRAILER_MAX, Limits
 from fastserve.engine.metrics cimport histogram_note, put_family, put_histogram, put_one, put_sample
 from fastserve.engine.net cimport (
-    AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_deaf, net_end,
-    net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_unread, net_spare, net_wait, sockaddr_in6,
+    AGAIN, DEAD, GONE, POLLIN, POLLOUT, SHORT, c_close, net_accept, net_break, net_close, net_cut, net_deaf,
+    net_end, net_finish, net_no_delay, net_recv, net_send, net_send_file, net_send_two, net_unread, net_spare,
+    net_wait, sockaddr_in6,
 )
 from fastserve.engine.peers cimport peer_key, peers_enter, peers_leave, peers_make, peers_unmake
 from fastserve.engine.poll cimport (
@@ -852,7 +853,8 @@ cdef char* commit_head(House* h, Conn* c, Reply* reply, Scribe* scribe) noexcept
     cdef Output* o = c.output
     cdef Head* head = &c.input.head
     cdef bint wished = head.keep_alive and not reply.close and not reply.set & NO_LENGTH and c.step != REFUSED
-    cdef bint alive = keeps_alive(h, c, wished and reply.framing != UNTIL_CLOSE)
+    # A connection that speaks something else from here on is not told to close.
+    cdef bint alive = keeps_alive(h, c, wished and reply.framing != UNTIL_CLOSE) or reply.status == 101
     cdef char* p = reply_head(o.data + o.end, reply, scribe, not alive, alive and head.minor == 0)
     c.closing = not alive
     c.last_status = <uint16_t>reply.status
@@ -1125,7 +1127,7 @@ cdef void take_home(Reactor* r) noexcept nogil:
         c = rest
         rest = c.next_ready
         if c.state == HIJACKED:
-            drop(r, c)
+            bring_back(r, c)
             continue
         count_u64(&r.stats.bytes_received, c.drawn)
         c.drawn = 0
@@ -1301,7 +1303,7 @@ cdef void hear_wishes(Reactor* r) noexcept nogil:
     for i in range(h.max_workers):
         tag = load_u64_acquire(&h.crew.mates[i].wish)
         c = slot_of(&r.slots, tag) if tag else NULL
-        if c is not NULL and c.state == AWAY and load_u32(&c.worker) == i:
+        if c is not NULL and c.state == AWAY:
             look_at_call(r, c)
 
 

@@ -155,6 +155,7 @@ cdef class RequestCtx:
         self.loan = loan
         self.base = i.data + i.start
         self.head = &i.head
+        self.detached = False
         self.clear()
         self.conn = c
 
@@ -1029,7 +1030,8 @@ cdef class RequestCtx:
         cdef Opened opened
         cdef bytes path
         if isinstance(file, int):
-            self.check_open()
+            with cython.critical_section(self):
+                self.check_open()
             opened.fd = c_fcntl(file, F_DUPFD_CLOEXEC, 0)
             if opened.fd < 0:
                 raise OSError(_errno.EBADF, _os.strerror(_errno.EBADF))
@@ -1037,7 +1039,8 @@ cdef class RequestCtx:
             send_opened(self, opened_of(&opened, None), content_type or type_of(""))
         else:
             path = path_of(file)
-            self.check_open()
+            with cython.critical_section(self):
+                self.check_open()
             file_start(&opened, path)
             send_opened(self, opened_of(&opened, file), content_type or type_of(_os.fsdecode(path)))
 
@@ -1142,6 +1145,8 @@ cdef class RequestCtx:
         """In the critical section of a detached ctx that nobody has answered. No Python runs before it has expired."""
         cdef Desk* later = self.desk
         self.hand(self.conn, &later.handed)
+        # Now: before a section within a section is entered, others may have their turn.
+        self.conn = NULL
         later.over = now_ns()
         self.end()
         if swap_u32(&later.parted, True):
@@ -1164,6 +1169,8 @@ cdef class RequestCtx:
         self.reply.body_size = 21
         later.over = now_ns()
         self.conn = NULL
+        if self.has_form:
+            self.end_form()
         finish_later(later)
 
     def hijack(self, function, respond: bool = True) -> None:
@@ -1191,14 +1198,28 @@ cdef class RequestCtx:
 
     def timeout_error(self, message: str = "", status: int = 504) -> None:
         """Answers at once, with `status` and `message` (or its reason phrase) as plain text, and ends the connection;
-        the handler goes on without a client, and the ctx expires. ClientGone: there is none already."""
-        cdef Desk* d = self.desk
-        cdef Conn* c = self.conn
+        the handler goes on without a client, and the ctx expires. ClientGone: there is none already. ValueError: the
+        status is not 400 to 599."""
+        cdef Desk* d
+        cdef Conn* c
         cdef int verdict = GONE
-        self.check_call()
-        self.error(message or phrase_of(status), status)
-        self.reply.close = True
-        self.hand(c, &d.handed)
+        cdef int number = status
+        cdef bytes words = as_bytes(message or phrase_of(number))
+        if not 400 <= number <= 599:
+            raise ValueError(f"the status of an error lies in 400..599, not {number}")
+        with cython.critical_section(self):
+            self.check_call()
+            d, c = self.desk, self.conn
+            self.clear()
+            buffer_put(&self.body_buffer, PyBytes_AS_STRING(words), PyBytes_GET_SIZE(words), BUFFER_FIRST)
+            self.type_object = DEFAULT_TYPE
+            self.reply.type = TEXT_DATA(DEFAULT_TYPE)
+            self.reply.type_size = <uint32_t>len(DEFAULT_TYPE)
+            self.reply.status = number
+            self.reply.close = True
+            self.hand(c, &d.handed)
+            # From here on nobody changes what is sent.
+            self.conn = NULL
         with nogil:
             go_alone(d)
             if cas_u8(&c.claim, UNCLAIMED, ANSWERED):
@@ -1206,10 +1227,12 @@ cdef class RequestCtx:
                 scribe_date(&d.scribe, wall_seconds())
                 commit(d.house, c, &self.reply, &d.scribe, &d.handed)
                 verdict = send_all(d.house, c)
+                if verdict == DONE:
+                    net_end(c.fd)
+        self.end()
         if not d.streamed:
             give_handed(d.house, &d.handed)
-        self.check()
-        self.end()
+            raise ContextExpired("this call has taken too long: its client has been told")
         if verdict != DONE:
             c.aborted = c.closing = True
             raise ClientGone("the client went away, or reads too slowly")
@@ -1384,6 +1407,11 @@ def send_opened(RequestCtx ctx not None, tuple opened not None, str content_type
     finally:
         if fd >= 0:
             c_close(fd)
+
+
+def is_detached(RequestCtx ctx not None) -> bool:
+    """Will the reply come later? Never expires, because it is asked when the handler has returned."""
+    return ctx.detached
 
 
 cdef bytes as_bytes(object data):

@@ -18,6 +18,7 @@ cdef Desk* desk_apart(Desk* d) noexcept:
     if later is NULL:
         return NULL
     later.house = d.house
+    later.mate = d.mate
     later.home = later.conn = d.conn
     later.home_reactor = d.reactor
     later.scribe = d.scribe
@@ -32,7 +33,8 @@ cdef void finish_later(Desk* later) noexcept:
     """By whoever came second, the worker or the one that completed the call; the reply's ctx is still there."""
     cdef House* h = later.house
     if not h.forked:
-        later.began = load_i64(&later.conn.called)
+        # Who seized the call behind its end thinks that it began later.
+        later.began = earlier(load_i64(&later.conn.called), later.over)
         with nogil:
             finish_alone(later)
         leave_house(h)
@@ -58,7 +60,13 @@ cdef void send_away(Reactor* r, Conn* c) noexcept nogil:
     if r.draining:
         net_deaf(c.fd)
     if not cas_u8(&c.taken, TAKEN, SENT_AWAY):
-        drop(r, c)
+        bring_back(r, c)
+
+
+cdef void bring_back(Reactor* r, Conn* c) noexcept nogil:
+    """Its function is over. A child of a fork may have copies of its descriptor."""
+    net_finish(c.fd)
+    drop(r, c)
 
 
 @cython.final
@@ -114,6 +122,10 @@ cdef void hijack(RequestCtx ctx, Desk* d, object context) noexcept:
     cdef bint claimed
     cdef Takeover over
     function, ctx.hijacker = ctx.hijacker, None
+    if c.aborted:
+        # The client went away before: there is nothing to say, and perhaps no room for it.
+        d.handed.kind = NO_LARGE
+        return
     if ctx.reply.status == 101:
         # In place of a media type, whose room its field takes.
         ctx.reply.type_size = 0
@@ -192,9 +204,9 @@ cdef class Timeout:
     def __init__(self, handler, seconds, status, message):
         self.limited = handler
         self.time = ns(seconds)
-        self.words = message.encode() + b"\0"
+        self.words = (message or phrase_of(status)).encode() + b"\0"
         self.late.status = status
-        self.late.words = PyBytes_AS_STRING(self.words) if message else NULL
+        self.late.words = PyBytes_AS_STRING(self.words)
         Py_INCREF(self)
 
     def __call__(self, RequestCtx ctx not None):
@@ -213,4 +225,8 @@ cdef class Timeout:
         finally:
             # A call that was detached keeps it.
             if ctx.conn is c and not ctx.detached:
-                set_limit(c, outer, outer_at)
+                if outer is NULL:
+                    # Its moment stays: whoever looks in between sees a limit that is not up.
+                    store_ptr_seq(&c.limit, NULL)
+                else:
+                    set_limit(c, outer, outer_at)

@@ -319,10 +319,13 @@ cdef class BodyStream:
         cdef Desk* d
         cdef ssize_t got
         cdef char* to
-        ctx.check()
+        cdef bint streams
+        with cython.critical_section(ctx):
+            ctx.check()
+            streams = ctx.conn.step == STREAMS
         if size > BUFFER_KEPT:
             size = BUFFER_KEPT
-        if ctx.conn.step != STREAMS:
+        if not streams:
             if self.whole is None:
                 self.whole = ctx.body
             data = self.whole[self.at:self.at + size]
@@ -416,6 +419,8 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     cdef bint body = status_has_body(reply.status)
     if ctx.loan == LENT_ERROR:
         raise RuntimeError("an error handler words a reply; it does not stream one")
+    if ctx.hijacker is not None:
+        raise RuntimeError("behind hijack the reply leaves as a whole")
     if c.aborted:
         raise ClientGone("the client went away before")
     if length is not None:

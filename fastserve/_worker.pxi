@@ -126,7 +126,12 @@ cdef class Worker:
                 before, at = at, now_ns()
             if d.later is not NULL:
                 goes_off_lease(r, c, NOBODY, UNCLAIMED, before if timed else now_ns())
+                # A reply that is there is sent, and the end of a ctx may run anything.
+                d.word = lease_publish(&r.lease, TAIL)
                 self.part()
+                if not lease_take_back(&r.lease, d.word):
+                    d.reactor = NULL
+                    return
             elif d.resumes:
                 resume(r, c)
             else:

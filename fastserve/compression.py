@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from fastserve._core import is_detached
 from fastserve.coroutines import AsyncHandler, Handler, as_handler, is_async
 from fastserve.errors import BadRequest
 
@@ -62,8 +63,8 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
     """A handler that compresses what `handler` replies, in the way that the client likes best: zstd (Python 3.14, or
     with zstandard installed), br (with brotli installed), gzip or deflate.
 
-    Left alone are bodies of fewer than `minimum` bytes, types that are compressed already, streams and files, replies
-    with a Content-Encoding, with a part of the whole, or with `Cache-Control: no-transform`. Where the client's
+    Left alone are replies that come later (`detach`), bodies of fewer than `minimum` bytes, types that are compressed
+    already, streams and files, replies with a Content-Encoding, with a part of the whole, or with `Cache-Control: no-transform`. Where the client's
     Accept-Encoding decided, Vary says so; a strong ETag becomes a weak one (RFC 9110, section 8.8.3).
 
     What a page repeats of its request beside a secret can be guessed by how well it compresses (BREACH): leave such
@@ -76,7 +77,7 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
 
     def compressing(ctx: RequestCtx) -> Any:
         answer = call(ctx)      # which is None, or what the server will complain about
-        if not ctx.response_started:
+        if not is_detached(ctx) and not ctx.response_started:
             _shrink(ctx, coders, minimum)
         return answer
 

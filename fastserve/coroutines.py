@@ -8,10 +8,14 @@ have coroutines alone.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
+
+from fastserve.errors import ContextExpired
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from fastserve._core import RequestCtx
 
 __all__ = ["AsyncHandler", "Handler", "as_handler", "is_async", "run_async"]
+
+_log = logging.getLogger("fastserve.error")
 
 Handler = Callable[["RequestCtx"], None]
 AsyncHandler = Callable[["RequestCtx"], Coroutine[Any, Any, None]]
@@ -53,11 +59,20 @@ async def _answered(handler: AsyncHandler, ctx: RequestCtx) -> None:
         if answer is not None:
             raise TypeError(f"a handler returns None, not {type(answer).__name__}")
     except BaseException as error:
-        ctx.complete(error)
-        if not isinstance(error, Exception):
+        from asyncio import CancelledError
+
+        _complete(ctx, error)
+        # SystemExit and its like would end the loop for all; a handler that raises it ends nothing either.
+        if isinstance(error, CancelledError):
             raise
     else:
-        ctx.complete()
+        _complete(ctx, None)
+
+
+def _complete(ctx: RequestCtx, error: BaseException | None) -> None:
+    """Unless the coroutine did so itself."""
+    with suppress(ContextExpired):
+        ctx.complete(error)
 
 
 def is_async(handler: object) -> bool:
@@ -83,9 +98,24 @@ def _own_loop() -> asyncio.AbstractEventLoop:
                 import asyncio
 
                 made = asyncio.new_event_loop()
-                threading.Thread(target=made.run_forever, name="fastserve-loop", daemon=True).start()
+                try:
+                    threading.Thread(target=_run, args=(made,), name="fastserve-loop", daemon=True).start()
+                except BaseException:
+                    made.close()
+                    raise
                 _loop = made
     return _loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """On and on: others wait for it, whoever stopped it and whatever a callback raised."""
+    while not loop.is_closed():
+        try:
+            loop.run_forever()
+            _log.warning("the event loop of all coroutines was stopped: it goes on")
+        except BaseException as error:
+            with suppress(BaseException):
+                _log.error("the event loop of all coroutines was interrupted: it goes on", exc_info=error)
 
 
 def _forget_loop() -> None:

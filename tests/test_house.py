@@ -75,7 +75,7 @@ BELOW = {
     "welcome": {"", "_core"},
     "config": {"errors", "forwarded"},
     "router": {"_core", "coroutines"},
-    "coroutines": {"_core"},
+    "coroutines": {"_core", "errors"},
     "timeouts": {"_core", "coroutines"},
     "headers": set(),
     "sending": {"_core", "conditions", "dates"},

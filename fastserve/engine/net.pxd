@@ -209,6 +209,11 @@ cdef inline void net_end(int fd) noexcept nogil:
     c_shutdown(fd, SHUT_WR)
 
 
+cdef inline void net_finish(int fd) noexcept nogil:
+    """No more in either direction, behind what was written, whoever else has this connection."""
+    c_shutdown(fd, SHUT_RDWR)
+
+
 cdef inline void net_deaf(int fd) noexcept nogil:
     """Whoever reads finds the end behind what has come; what is written still leaves."""
     c_shutdown(fd, SHUT_RD)

@@ -4,17 +4,19 @@ Knows: `compress`, `inflate`, what the standard library makes of both sides.
 Never sees: how a client's wishes are read (tests/unit/test_negotiation.py).
 """
 
+import asyncio
 import gzip
 import random
 import sys
+import threading
 import zlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Reply, Running, Serve, chunked, request
+from conftest import PATIENCE, Reply, Running, Serve, chunked, request
 
-from fastserve import RequestCtx, compress, inflate
+from fastserve import RequestCtx, Router, compress, inflate
 
 TEXT = b"the same words again and again, " * 100
 READ = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}
@@ -205,3 +207,27 @@ def test_a_coroutine_function_may_have_its_body_inflated(serve: Serve) -> None:
     server = serve(inflate(handler), workers=2, reactors=1)
     body = gzip.compress(b"small again")
     assert server.exchange(request("POST", "/", "Content-Encoding: gzip", body=body)).body == b"small again"
+
+
+@pytest.mark.usefixtures("own_loop")
+def test_the_reply_of_a_coroutine_behind_a_router_is_left_alone(serve: Serve) -> None:
+    router = Router()
+    halfway, go = threading.Event(), threading.Event()
+
+    @router.get("/later")
+    async def later(ctx: RequestCtx) -> None:
+        ctx.write("x" * 600)
+        halfway.set()
+        while not go.is_set():
+            await asyncio.sleep(0)
+        ctx.write("y" * 600)
+
+    def let_go(ctx: RequestCtx) -> None:
+        compressing(ctx)
+        assert halfway.wait(PATIENCE)
+        go.set()
+
+    compressing = compress(router)
+    server = serve(let_go, workers=2, reactors=1)
+    reply = server.get("/later", "Accept-Encoding: gzip")
+    assert (reply.get("Content-Encoding"), reply.body) == (None, b"x" * 600 + b"y" * 600)

@@ -175,6 +175,47 @@ def test_an_error_takes_it_back(serve: Serve) -> None:
     assert [wire.get(path).status for path in ["/error", "/bad", "/fails", "/error"]] == [403, 400, 500, 403]
 
 
+def test_it_does_not_stream(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.hijack(upper)
+        with pytest.raises(RuntimeError, match="as a whole"):
+            ctx.stream([b"x"])
+        ctx.write("yours")
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert wire.get().body == b"yours"
+    assert wire.send(b"x").read_exactly(1) == b"X"
+
+
+def test_a_child_of_fork_does_not_hold_it_open(serve: Serve) -> None:
+    """It has a copy of the descriptor that the function closes here."""
+    server = serve(taken, workers=2, reactors=1)
+    wire = server.connect()
+    assert wire.get().body == b"yours"
+    ends, end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end)
+        os.read(ends, 1)        # until the parent says so, or is gone
+        os._exit(0)
+    try:
+        assert wire.half_close().read_to_end() == b"bye"
+    finally:
+        os.close(end)
+        os.close(ends)
+        os.waitpid(child, 0)
+
+
+def test_switching_protocols_says_no_close(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.hijack(upper)
+        ctx.status = 101
+
+    server = serve(handler, workers=2, reactors=1, max_requests_per_conn=1)
+    wire = server.connect().send(request())
+    assert b"close" not in wire.read_until(b"\r\n\r\n")
+
+
 def test_what_cannot_take_over(serve: Serve) -> None:
     def hook(ctx: RequestCtx) -> None:
         with pytest.raises(RuntimeError, match="for a handler"):

@@ -11,6 +11,7 @@ import queue
 import random
 import threading
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from conftest import Reply, Serve, request, wait_for, wait_until
@@ -118,6 +119,41 @@ def test_it_is_completed_once(serve: Serve) -> None:
         assert server.get("/a").body == b"/a"
         wait_until(lambda: answers.raised, "the second complete")
         assert isinstance(answers.raised[0], ContextExpired)
+
+
+def test_of_many_that_complete_it_one_does(serve: Serve) -> None:
+    """And nobody who writes meanwhile reaches the reply of another."""
+    kept: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
+    won: list[int] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.detach()
+        ctx.write(ctx.path)
+        kept.put(ctx)
+
+    def race(ctx: RequestCtx, start: threading.Barrier, number: int) -> None:
+        start.wait()
+        with suppress(ContextExpired):
+            if number == 3:
+                while True:
+                    ctx.set_body(ctx.path)
+            ctx.complete()
+            won.append(number)
+
+    server = serve(handler, workers=2, reactors=1)
+    wires = [server.connect() for _ in range(4)]
+    for n in range(60):
+        for k, wire in enumerate(wires):
+            wire.send(request("GET", f"/{n}-{k}"))
+        for _ in wires:
+            ctx, start = kept.get(), threading.Barrier(4)
+            racers = [threading.Thread(target=race, args=(ctx, start, number)) for number in range(4)]
+            for racer in racers:
+                racer.start()
+            for racer in racers:
+                racer.join()
+        assert [wire.read().body for wire in wires] == [b"/%d-%d" % (n, k) for k in range(4)]
+    assert len(won) == 240
 
 
 def test_only_a_detached_ctx_is_completed(serve: Serve) -> None:
@@ -531,3 +567,108 @@ def test_a_loop_that_is_closed_is_a_500(serve: Serve) -> None:
         ctx.write("never")
 
     assert serve(run_async(handler, loop), workers=2, reactors=1).get().status == 500
+
+
+def test_nothing_that_a_coroutine_raises_ends_the_loop(serve: Serve) -> None:
+    serve.expect_error("SystemExit")
+
+    async def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/exit":
+            raise SystemExit(3)
+        ctx.write("still here")
+
+    server = serve(handler, workers=2, reactors=1)
+    assert server.get("/exit").status == 500
+    assert server.get().body == b"still here"
+
+
+def test_a_loop_that_is_stopped_goes_on(serve: Serve) -> None:
+    serve.expect_error("was interrupted")
+
+    async def handler(ctx: RequestCtx) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        loop = asyncio.get_running_loop()
+        if ctx.path == "/stop":
+            loop.stop()
+        elif ctx.path == "/interrupt":
+            loop.call_soon(interrupt)
+        await asyncio.sleep(0)
+        ctx.write("still here")
+
+    server = serve(handler, workers=2, reactors=1)
+    assert [server.get(path).body for path in ("/stop", "/interrupt", "/", "/")] == [b"still here"] * 4
+
+
+def test_a_coroutine_may_complete_its_ctx_itself(serve: Serve) -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        path_back(ctx)
+        await asyncio.sleep(0)
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    assert [wire.get("/a").body for _ in range(3)] == [b"/a"] * 3
+
+
+def test_a_limit_that_is_met_off_lease_and_detached_at_once(serve: Serve) -> None:
+    """Nobody but the wish tells the holder of it, and by then the worker has gone on."""
+    serve.expect_error(LATE)
+    pause, held = threading.Event(), threading.Event()
+
+    def late(ctx: RequestCtx) -> None:
+        wait_for(held)
+        ctx.complete()
+
+    with Answerer(late) as answers:
+        limited = timeout(answers, 0.05, message="told")
+
+        def behind_others(ctx: RequestCtx) -> None:
+            pause.wait(0.01)
+            limited(ctx)
+
+        server = serve(behind_others, workers=4, reactors=1, queue_timeout=60.0)
+        for _ in range(3):
+            assert server.get().body == b"told\n"
+        held.set()
+        wait_until(lambda: server.stats()["connections"] == 0, "the slots")
+
+
+def test_the_end_of_a_ctx_stops_nobody(serve: Serve) -> None:
+    """What goes with it may block: the lease is seized, and others are served."""
+    serve.expect_error(FORGOTTEN)
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __del__(self) -> None:
+            inside.set()
+            wait_for(go)
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/slow":
+            ctx.user_values["slow"] = Slow()
+            ctx.detach()
+        else:
+            ctx.write("served")
+
+    server = serve(handler, workers=4, reactors=1)
+    wire = server.connect().send(request("GET", "/slow"))
+    wait_for(inside)
+    assert server.get().body == b"served"
+    go.set()
+    assert wire.read().status == 500
+
+
+def test_files_of_a_forgotten_ctx_end(serve: Serve) -> None:
+    serve.expect_error(FORGOTTEN)
+    kept = []
+
+    def handler(ctx: RequestCtx) -> None:
+        kept.append(ctx.files["a"])
+        ctx.detach()
+
+    form = (b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nc\r\n--x--\r\n')
+    server = serve(handler, workers=2, reactors=1)
+    raw = request("POST", "/", "Content-Type: multipart/form-data; boundary=x", body=form)
+    assert server.exchange(raw).status == 500
+    with pytest.raises(ContextExpired):
+        kept[0].read()

@@ -56,6 +56,15 @@ def test_the_client_is_told(serve: Serve, status: int, message: str, body: bytes
     assert (stats["timed_out_handler"], stats["statuses"]["5xx"], stats["requests"]) == (2, 2, 0)
 
 
+@pytest.mark.parametrize("status", [499, 418, 599])
+def test_a_status_without_a_phrase_is_its_number(serve: Serve, status: int) -> None:
+    serve.expect_error(STUCK)
+    held = Held()
+    server = serve(timeout(held, SOON, status), workers=2, reactors=1)
+    assert server.get().body == b"%d\n" % status
+    held.let_go(server)
+
+
 def test_who_is_in_time_is_not_told(serve: Serve) -> None:
     server = serve(timeout(lambda ctx: ctx.write(ctx.path), NEVER), workers=2, reactors=1)
     wire = server.connect()
@@ -218,6 +227,47 @@ def test_its_words_are_the_phrase_unless_given(serve: Serve) -> None:
     server = serve(lambda ctx: ctx.timeout_error(), workers=2, reactors=1)
     assert server.get().body == b"Gateway Timeout"
     assert server.connect().send(request("HEAD")).read(head=True).get("Content-Length") == "15"
+
+
+def test_other_threads_do_not_change_its_words(serve: Serve) -> None:
+    over = threading.Event()
+    other: list[threading.Thread] = []
+
+    def scribble(ctx: RequestCtx) -> None:
+        try:
+            while not over.is_set():
+                ctx.set_body("scribbled " * 50)
+                ctx.write("and scribbled")
+                ctx.status = 200
+        except ContextExpired:
+            pass
+
+    def handler(ctx: RequestCtx) -> None:
+        other.append(threading.Thread(target=scribble, args=(ctx,)))
+        other[-1].start()
+        ctx.timeout_error("the one word")
+
+    wire = None
+    server = serve(handler, workers=2, reactors=1)
+    for _ in range(50):
+        wire = server.connect().send(request())
+        reply = wire.read()
+        assert (reply.status, reply.body) == (504, b"the one word")
+        assert wire.ended()
+        wire.close()
+    over.set()
+    for thread in other:
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [200, 399, 600])
+def test_what_no_error_is(serve: Serve, status: int) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        with pytest.raises(ValueError):
+            ctx.timeout_error("no", status)
+        ctx.write("fine")
+
+    assert serve(handler, workers=2, reactors=1).get().body == b"fine"
 
 
 @pytest.mark.parametrize("size", [30_000, 3_000_000])
