@@ -367,7 +367,7 @@ def test_idle_connections_own_no_buffer(serve: Serve) -> None:
     wait_until(lambda: server.stats()["buffers"] == 0, "the buffers to go back")
 
 
-def test_stats_from_many_threads(serve: Serve) -> None:
+def test_stats_from_many_threads(serve: Serve, brisk: None) -> None:
     server = serve(hello)
     problems: list[str] = []
     done = threading.Event()
