@@ -675,7 +675,7 @@ def test_expired_while_the_same_worker_serves_the_next(serve: Serve, release: th
     assert (reply.status, reply.body, reply.get("X-Late")) == (200, b"secret", None)
 
 
-def test_threads_that_read_on(serve: Serve) -> None:
+def test_threads_that_read_on(serve: Serve, brisk: None) -> None:
     """Threads use each ctx while it expires: they see its own request, or ContextExpired, and nothing else."""
     strange: list[str] = []
     current: list[tuple[RequestCtx, Any, str]] = []
@@ -707,7 +707,7 @@ def test_threads_that_read_on(serve: Serve) -> None:
         thread.start()
     try:
         wires = [server.connect() for _ in range(4)]
-        for turn in range(60):
+        for turn in range(120):
             for index, wire in enumerate(wires):
                 wire.send(b"".join(
                     request("POST", f"/{n}?n={n}", f"X-Number: {n}", f"Cookie: n={n}", body=f"b{n}".encode())

@@ -186,15 +186,13 @@ system = ctypes.PyDLL(None).system
 
 def handler(ctx):
     if ctx.path == "/hold":
-        system(b"echo called; exec sleep 2 >/dev/null 2>&1")
-    elif ctx.path == "/hold-long":
         system(b"echo called; exec cat >/dev/null 2>&1")
     elif ctx.path == "/nap":
         time.sleep(0.002)
     ctx.write(ctx.path)
 
 """
-"""One call says that it has begun and lasts, so that nobody has the GIL in between; `cat` ends with the test."""
+"""One call says that it has begun and lasts, so that nobody has the GIL in between; `cat` ends with its input."""
 
 
 def held_while_handlers_block(clients: ExitStack, address: str) -> socket.socket:
@@ -203,7 +201,7 @@ def held_while_handlers_block(clients: ExitStack, address: str) -> socket.socket
     for _ in range(40):
         napping.sendall(GET.replace(b"/", b"/nap", 1))
         assert reply(napping).endswith(b"\r\n\r\n/nap")
-    clients.enter_context(connect(address)).sendall(GET.replace(b"/", b"/hold-long", 1))
+    clients.enter_context(connect(address)).sendall(GET.replace(b"/", b"/hold", 1))
     return napping
 
 
@@ -218,7 +216,7 @@ Server(handler, workers=4, reactors=1, max_queue=2, header_timeout=0.2, queue_ti
     [address] = process.addresses()
     with ExitStack() as clients:
         held = clients.enter_context(connect(address))
-        held.sendall(GET.replace(b"/", b"/hold-long", 1))
+        held.sendall(GET.replace(b"/", b"/hold", 1))
         assert process.line() == "called"
         half = clients.enter_context(connect(address))
         half.sendall(GET[:10])
@@ -352,6 +350,11 @@ Server(handler, workers=4, reactors=1).serve("127.0.0.1:0", ready=ready)
         others = [clients.enter_context(connect(address)) for _ in range(10)]
         for n, client in enumerate(others):
             client.sendall(GET.replace(b"/", b"/%d" % n, 1))
+        last = clients.enter_context(connect(address))
+        last.sendall(b"nonsense\r\n\r\n")
+        assert reply(last).startswith(b"HTTP/1.1 400 ")      # natively: those before have been read
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()
         for n, client in enumerate(others):
             assert reply(client).endswith(b"\r\n\r\n/%d" % n)
         assert reply(held).endswith(b"\r\n\r\n/hold")

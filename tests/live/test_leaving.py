@@ -209,9 +209,8 @@ def hello(ctx: fastserve.RequestCtx) -> None:
 # Off the end of main
 
 
-@pytest.mark.parametrize("busy", [0, 1, 4])
-def test_falling_off_the_end_of_main_is_status_0_while_handlers_sleep(script: Run, busy: int) -> None:
-    process = script(f"""
+def test_falling_off_the_end_of_main_is_status_0_while_handlers_sleep(script: Run) -> None:
+    processes = [script(f"""
         asleep = threading.Semaphore(0)
         def handler(ctx):
             asleep.release()
@@ -224,11 +223,13 @@ def test_falling_off_the_end_of_main_is_status_0_while_handlers_sleep(script: Ru
         for _ in clients:
             asleep.acquire()
         say("end")
-    """)
-    assert process.line() == "end"
-    assert process.status(LEAVE_LIMIT) == 0
-    process.readers[1].join(HANG_LIMIT)
-    assert process.errors == ""
+    """) for busy in (0, 1, 4)]
+    for process in processes:
+        assert process.line() == "end"
+    for process in processes:
+        assert process.status(LEAVE_LIMIT) == 0
+        process.readers[1].join(HANG_LIMIT)
+        assert process.errors == ""
 
 
 def test_the_status_of_the_program_is_kept(script: Run) -> None:
@@ -305,37 +306,41 @@ def test_a_second_term_is_patient(script: Run) -> None:
     assert process.rest() == ["True"]
 
 
-@pytest.mark.parametrize("busy", ["forever", "compute"])
-def test_shutdown_timeout_cuts_what_still_runs(script: Run, busy: str) -> None:
-    process = script(f"""
+def test_shutdown_timeout_cuts_what_still_runs(script: Run) -> None:
+    processes = [script(f"""
         server = Server(lambda ctx: {busy}(), workers=4, shutdown_timeout=0.05)
         say(server.serve("127.0.0.1:0", ready=ready))
         say(server.stats()["cut"])
-    """)
-    [address] = process.addresses()
-    with connect(address) as client:
-        client.sendall(GET)
-        assert process.line() == "called"
-        process.popen.send_signal(signal.SIGTERM)
-        assert ended(client)
+    """) for busy in ("forever", "compute")]
+    for process in processes:
+        [address] = process.addresses()
+        with connect(address) as client:
+            client.sendall(GET)
+            assert process.line() == "called"
+            process.popen.send_signal(signal.SIGTERM)
+            assert ended(client)
+    for process in processes:
         assert process.line() == "False"
         assert process.line() == "1"
-    assert process.status(LEAVE_LIMIT) == 0
+        assert process.status(LEAVE_LIMIT) == 0
 
 
-@pytest.mark.skipif(FREE_THREADED, reason="nobody holds a GIL there, and the main thread comes back")
-def test_a_main_thread_that_cannot_come_back_does_not_hold_the_process(script: Run) -> None:
-    """The drain is over, natively, but a handler keeps the GIL: the process ends by the signal's status."""
-    process = script("""
+@pytest.fixture(scope="module", autouse=True)
+def held() -> Iterator[Script]:
+    """A main thread that cannot come back has seconds to do so: they pass beside the other tests."""
+    process = Script("""
         Server(lambda ctx: hold_the_gil(), workers=4, shutdown_timeout=0).serve("127.0.0.1:0", ready=ready)
     """)
-    [address] = process.addresses()
-    with connect(address) as client:
-        client.sendall(GET)
-        assert process.line() == "called"
-        process.popen.send_signal(signal.SIGTERM)
-        assert ended(client)
-        assert process.status() == 128 + signal.SIGTERM
+    try:
+        [address] = process.addresses()
+        with connect(address) as client:
+            client.sendall(GET)
+            assert process.line() == "called"
+            process.popen.send_signal(signal.SIGTERM)
+            assert ended(client)
+        yield process
+    finally:
+        process.close()
 
 
 def test_serve_leaves_signals_as_they_were(script: Run) -> None:
@@ -460,10 +465,10 @@ def test_shutdown_is_false_when_a_request_was_cut() -> None:
         client.sendall(GET)
         assert called.wait(HANG_LIMIT)
         assert server.shutdown(0.05) is False
+        go.set()
         assert server.shutdown() is False
         assert ended(client)
         assert server.stats()["cut"] == 1
-    go.set()
 
 
 def test_a_later_shutdown_brings_the_end_nearer_and_never_farther() -> None:
@@ -821,3 +826,9 @@ def test_a_timeout_is_a_number(serve: Serve) -> None:
         server.server.shutdown(math.nan)
     go.set()
     assert server.shutdown()
+
+
+@pytest.mark.skipif(FREE_THREADED, reason="nobody holds a GIL there, and the main thread comes back")
+def test_a_main_thread_that_cannot_come_back_does_not_hold_the_process(held: Script) -> None:
+    """The drain is over, natively, but a handler keeps the GIL: the process ends by the signal's status."""
+    assert held.status() == 128 + signal.SIGTERM

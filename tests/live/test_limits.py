@@ -6,6 +6,7 @@ Invariant: who is turned away can read why; who was let in is served; afterwards
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -367,7 +368,7 @@ def test_idle_connections_own_no_buffer(serve: Serve) -> None:
     wait_until(lambda: server.stats()["buffers"] == 0, "the buffers to go back")
 
 
-def test_stats_from_many_threads(serve: Serve) -> None:
+def test_stats_from_many_threads(serve: Serve, brisk: None) -> None:
     server = serve(hello)
     problems: list[str] = []
     done = threading.Event()
@@ -545,7 +546,7 @@ def test_health_among_others(serve: Serve) -> None:
     assert wire.ended()
 
 
-def test_health_beyond_all_limits(serve: Serve) -> None:
+def health_beyond_all_limits(serve: Serve) -> None:
     """Who has no slot may still ask how the server is: at once or later; others are told, or see the end."""
     server = serve(hello, concurrency=1, reject_slots=1, health_path="/health", workers=2)
     assert server.connect().get().status == 200
@@ -571,7 +572,7 @@ def test_health_beyond_all_limits(serve: Serve) -> None:
     assert (stats["probes"], stats["closed_unheard"], stats["requests"]) == (2, 1, 1)
 
 
-def test_silent_connections_do_not_keep_the_last_slots(serve: Serve) -> None:
+def silent_connections_do_not_keep_the_last_slots(serve: Serve) -> None:
     server = serve(hello, concurrency=1, reject_slots=1, health_path="/health", workers=2)
     assert server.connect().get().status == 200
     silent = [server.connect() for _ in range(100)]
@@ -581,6 +582,30 @@ def test_silent_connections_do_not_keep_the_last_slots(serve: Serve) -> None:
     assert silent.pop(0).read().status == 503       # there was a slot to tell it
     assert all(wire.gone() for wire in silent)
     assert server.stats()["closed_unheard"] == 99
+
+
+def a_rejected_connection_does_not_hold_a_drain_up(serve: Serve) -> None:
+    """It has begun a head, so that it might be a probe, when the server stops."""
+    server = serve(hello, concurrency=1, health_path="/health", workers=2)
+    assert server.connect().get().status == 200
+    rejected = server.connect()
+    wait_until(lambda: server.stats()["rejected"] == 1, "the connection to be heard")
+    stopping = threading.Thread(target=server.shutdown, args=(600,))
+    stopping.start()
+    wait_until(server.refuses, "the listener to close")
+    rejected.send(b"GET /hea")
+    stopping.join(PATIENCE)
+    assert server.clean
+    assert rejected.read().status == 503
+
+
+def test_who_may_be_a_probe_is_heard_for_a_second(serve: Serve) -> None:
+    """Each of these takes that second."""
+    scenarios = (health_beyond_all_limits, silent_connections_do_not_keep_the_last_slots,
+                 a_rejected_connection_does_not_hold_a_drain_up)
+    with ThreadPoolExecutor(len(scenarios)) as pool:
+        for done in [pool.submit(scenario, serve) for scenario in scenarios]:
+            done.result()
 
 
 def test_health_while_the_server_stops(serve: Serve, release: threading.Event) -> None:
@@ -612,18 +637,3 @@ def test_a_path_that_is_off_is_not_the_empty_one(serve: Serve) -> None:
     assert absolute(serve(handler, metrics_path="/m", workers=2)) == b"the handler's /"
     assert absolute(serve(handler, health_path="/", workers=2)).startswith(b'{"status"')
     assert absolute(serve(handler, workers=2)) == b"the handler's /"
-
-
-def test_a_rejected_connection_does_not_hold_a_drain_up(serve: Serve) -> None:
-    """It has begun a head, so that it might be a probe, when the server stops."""
-    server = serve(hello, concurrency=1, health_path="/health", workers=2)
-    assert server.connect().get().status == 200
-    rejected = server.connect()
-    wait_until(lambda: server.stats()["rejected"] == 1, "the connection to be heard")
-    stopping = threading.Thread(target=server.shutdown, args=(600,))
-    stopping.start()
-    wait_until(server.refuses, "the listener to close")
-    rejected.send(b"GET /hea")
-    stopping.join(PATIENCE)
-    assert server.clean
-    assert rejected.read().status == 503

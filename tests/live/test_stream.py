@@ -238,7 +238,7 @@ def test_a_stalled_stream_has_no_longer_than_write_timeout(serve: Serve) -> None
         else:
             ctx.set_body(b"x" * 50_000_000)
 
-    server = serve(handler, workers=4, reactors=1, write_timeout=1, header_timeout=0.5)
+    server = serve(handler, workers=4, reactors=1, write_timeout=0.6, header_timeout=0.3)
     stalled = [server.connect(receive_buffer=4096).send(request("GET", "/stream"))]
     wait_for(served)
     # The clock of the half.
@@ -513,7 +513,7 @@ def test_fields_that_are_full_leave_the_reply_as_it_was(serve: Serve) -> None:
         assert reply.get("Transfer-Encoding") is None and reply.body == b"0\r\n\r\nnot streamed"
 
 
-def test_other_threads_do_not_tear_the_head(serve: Serve) -> None:
+def test_other_threads_do_not_tear_the_head(serve: Serve, brisk: None) -> None:
     def handler(ctx: RequestCtx) -> None:
         stop = threading.Event()
 
@@ -535,7 +535,7 @@ def test_other_threads_do_not_tear_the_head(serve: Serve) -> None:
         other.join()
 
     wire = serve(handler, workers=4).connect()
-    for _ in range(300):
+    for _ in range(600):
         assert wire.send(request()).read().body == b"body"
 
 

@@ -92,6 +92,7 @@ def test_the_fixture_as_its_user_has_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True,
         cwd=tmp_path, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(fastserve.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"})
+        env=os.environ | {"PYTHONPATH": str(Path(fastserve.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1",
+                          "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})       # other plugins of ours would take a second
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
