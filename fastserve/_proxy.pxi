@@ -2,8 +2,8 @@
 #
 # Knows: what becomes of a connection by what its header says. Never sees: how a header is written (engine/proxy.pxd),
 # an address in words. Invariant: from accept until its header is whole such a connection is in PREFACE: no byte
-# behind the header is looked at, and whoever sends none is told nothing. From there on it is IDLE, as any other is
-# from the beginning, and what it is counted as, logged as and shown as is its client's address.
+# behind the header is looked at, and whoever sends none is told nothing, unless that there are too many connections.
+# From there on it is IDLE, as any other is from the beginning, and counted, logged and shown by its client's address.
 
 from fastserve.engine.proxy cimport CLIENT, NO_PROXY, SOMEBODY, Network, Told, Trusted, is_trusted, proxy_parse
 
