@@ -63,9 +63,10 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
     """A handler that compresses what `handler` replies, in the way that the client likes best: zstd (Python 3.14, or
     with zstandard installed), br (with brotli installed), gzip or deflate.
 
-    Left alone are replies that come later (`detach`), bodies of fewer than `minimum` bytes, types that are compressed
-    already, streams and files, replies with a Content-Encoding, with a part of the whole, or with `Cache-Control:
-    no-transform`. Where the client's Accept-Encoding decided, Vary says so; a strong ETag becomes a weak one (RFC 9110, section 8.8.3).
+    Left alone are replies that come later (`detach`), bodies of fewer than `minimum` bytes, types that are
+    compressed already, streams and files, replies with a Content-Encoding, with a part of the whole, or with
+    `Cache-Control: no-transform`. Where the client's Accept-Encoding decided, Vary says so; a strong ETag becomes a
+    weak one (RFC 9110, section 8.8.3).
 
     What a page repeats of its request beside a secret can be guessed by how well it compresses (BREACH): leave such
     pages out. TypeError: a coroutine function, whose reply is made later.
