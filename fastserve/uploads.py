@@ -9,7 +9,7 @@ descriptor of its own, so that it never reads another file's bytes.
 import errno
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import IO, Any, Final
@@ -51,7 +51,7 @@ class Spool:
         self._file.flush()
 
     @contextmanager
-    def descriptor(self) -> Iterator[int]:
+    def descriptor(self) -> Generator[int, None, None]:
         """One of the reader's own: nobody waits for it, and nobody closes it under its hands."""
         with self._lock:
             if self._file.closed:
@@ -88,7 +88,7 @@ class Stored:
 
     def read(self, at: int, size: int) -> bytes:
         """`size` bytes from `at` on, or what there is of them."""
-        parts = []
+        parts: list[bytes] = []
         end = min(at + size, self._size)
         with self._spool.descriptor() as fd:
             while at < end:
@@ -199,7 +199,7 @@ class _Opened(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with memoryview(buffer).cast("B") as view:
-            data = self._file._read_at(self._at, len(view))
+            data = self._file._read_at(self._at, len(view))  # pyright: ignore[reportPrivateUsage]
             view[:len(data)] = data
         self._at += len(data)
         return len(data)
@@ -225,6 +225,6 @@ class Files(Pairs[File]):
 def end_files(files: Files) -> None:
     """The call is over."""
     for _, file in files.items():
-        file._content = None
-    if files._spool is not None:
-        files._spool.close()
+        file._content = None  # pyright: ignore[reportPrivateUsage]
+    if (spool := files._spool) is not None:  # pyright: ignore[reportPrivateUsage]
+        spool.close()
