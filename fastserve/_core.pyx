@@ -455,9 +455,8 @@ cdef void pause_accepts(Reactor* r, int64_t time) noexcept nogil:
 # serve: bytes of one connection become a request.
 
 cdef void serve(Reactor* r, Conn* c) noexcept nogil:
-    if c.dirty or c.state == HIJACKED:
-        # Nothing is read before what is committed has been sent: it may be the last reply. The event comes again. Or it
-        # is of a connection that is no longer ours to read.
+    if c.dirty:
+        # Nothing is read before what is committed has been sent: it may be the last reply. The event comes again.
         return
     if c.stalled and c.state != AWAY:
         send_output(r, c)
@@ -468,8 +467,9 @@ cdef void serve(Reactor* r, Conn* c) noexcept nogil:
     elif c.state >= LINGER:
         if c.state == LINGER:
             discard(r, c)
-        else:
+        elif c.state == PREFACE:
             hear_header(r, c)
+        # Otherwise it is HIJACKED since the event was taken, and no longer ours to read.
     elif r.batch.n == BATCH:
         # The event comes again.
         arm(r, c, EPOLLIN)

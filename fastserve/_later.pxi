@@ -53,6 +53,7 @@ cdef void send_away(Reactor* r, Conn* c) noexcept nogil:
     if c.records is not NULL:
         log_sent(r, c, False)
     c.state = HIJACKED
+    c.stalled = False
     if c.armed:
         poll_remove(r.epoll, c.fd)
         store_u32(&c.armed, 0)
@@ -120,12 +121,10 @@ cdef void hijack(RequestCtx ctx, Desk* d, object context) noexcept:
     cdef bint responds = ctx.responds
     cdef int verdict = GONE
     cdef bint claimed
+    # The client may have gone before: then there is nothing to say, and perhaps no room for it.
+    cdef bint whole = not c.aborted
     cdef Takeover over
     function, ctx.hijacker = ctx.hijacker, None
-    if c.aborted:
-        # The client went away before: there is nothing to say, and perhaps no room for it.
-        d.handed.kind = NO_LARGE
-        return
     if ctx.reply.status == 101:
         # In place of a media type, whose room its field takes.
         ctx.reply.type_size = 0
@@ -133,19 +132,20 @@ cdef void hijack(RequestCtx ctx, Desk* d, object context) noexcept:
         try:
             buffer_put(&ctx.fields, b"Connection: Upgrade\r\n", 21, FIELDS_FIRST)
         except MemoryError:
-            responds = False
+            whole = False
     ctx.hand(c, &d.handed)
     with nogil:
         go_alone(d)
         claimed = cas_u8(&c.claim, UNCLAIMED, ANSWERED)
         if claimed:
             d.streamed = True
-            if responds:
+            if responds and whole:
                 scribe_date(&d.scribe, wall_seconds())
                 commit(d.house, c, &ctx.reply, &d.scribe, &d.handed)
             else:
                 give_handed(d.house, &d.handed)
-            verdict = send_all(d.house, c)
+            if whole:
+                verdict = send_all(d.house, c)
     if not claimed:
         return
     c.aborted = True
