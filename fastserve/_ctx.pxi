@@ -1210,6 +1210,8 @@ cdef class RequestCtx:
         with cython.critical_section(self):
             self.check_call()
             d, c = self.desk, self.conn
+            if c.aborted:
+                raise ClientGone("the client went away before")
             self.clear()
             buffer_put(&self.body_buffer, PyBytes_AS_STRING(words), PyBytes_GET_SIZE(words), BUFFER_FIRST)
             self.type_object = DEFAULT_TYPE

@@ -5,11 +5,12 @@ that its handler is still inside. Invariant: one reply reaches the client, and a
 """
 
 import threading
+from contextlib import suppress
 
 import pytest
 from conftest import Running, Serve, request, wait_for, wait_until
 
-from fastserve import ContextExpired, RequestCtx, Router, timeout
+from fastserve import ClientGone, ContextExpired, RequestCtx, Router, timeout
 
 SOON = 0.05
 NEVER = 60.0
@@ -285,6 +286,33 @@ def test_a_handler_that_fails_behind_it_is_logged(serve: Serve) -> None:
         raise ValueError("on purpose")
 
     assert serve(handler, workers=2, reactors=1).get().status == 504
+
+
+def test_where_the_client_is_gone_nothing_is_said(serve: Serve) -> None:
+    found: list[BaseException] = []
+    inside, gone = threading.Event(), threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        inside.set()
+        wait_for(gone)
+        for _ in range(100):        # the first that are sent may meet a socket that does not know yet
+            with suppress(ClientGone):
+                ctx.early_hints("</a>")
+                continue
+            break
+        try:
+            ctx.timeout_error()
+        except ClientGone as error:
+            found.append(error)
+            raise
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect().send(request())
+    wait_for(inside)
+    wire.reset()
+    gone.set()
+    wait_until(lambda: server.stats()["connections"] == 0, "the slot")
+    assert len(found) == 1
 
 
 def test_too_late_to_say_so(serve: Serve) -> None:
