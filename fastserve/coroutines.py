@@ -35,8 +35,8 @@ def run_async(handler: AsyncHandler, loop: asyncio.AbstractEventLoop | None = No
 
     It runs on `loop`, which some thread must be running, or on one that a thread of fastserve's runs for all of them.
     `ctx.complete` is called at its end; what it raises is answered as what a handler raises. The ctx has neither
-    `stream` nor `early_hints` then, and a body that is to be streamed must be asked for otherwise. `Server`, `Router`
-    and `timeout` do this by themselves with `async def` functions.
+    `stream` nor `early_hints` then, and a body that was not received before cannot be read. `Server`, `Router`,
+    `timeout` and `inflate` do this by themselves with `async def` functions.
     """
     tasks: set[asyncio.Task[None]] = set()  # which nobody else keeps alive
 

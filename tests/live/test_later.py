@@ -4,8 +4,6 @@ Knows: who may complete a ctx and when: inside the handler, before it returns, b
 worker leaves a call. Invariant: each request has one reply, and afterwards all is given back, which `serve` checks.
 """
 
-import asyncio
-import contextvars
 import gc
 import queue
 import random
@@ -16,9 +14,7 @@ from contextlib import suppress
 import pytest
 from conftest import Reply, Serve, request, wait_for, wait_until
 
-from fastserve import BadRequest, ContextExpired, RequestCtx, Router, run_async, timeout
-
-pytestmark = pytest.mark.usefixtures("own_loop")
+from fastserve import BadRequest, ContextExpired, RequestCtx, Router, timeout
 
 FORGOTTEN = "a detached ctx was forgotten"
 LATE = "took longer than its timeout"
@@ -365,7 +361,12 @@ def test_a_limit_of_its_own_ends_with_the_reply(serve: Serve) -> None:
     router = Router()
     with Answerer(path_back) as answers:
         router.get("/quick", timeout(answers, 0.2))
-        router.get("/patient", lambda ctx: (wait_for(patient), path_back_now(ctx))[1])
+
+        @router.get("/patient")
+        def waits(ctx: RequestCtx) -> None:
+            wait_for(patient)
+            ctx.write("served")
+
         router.get("/held", timeout(lambda ctx: wait_for(held), 0.4))
         server = serve(router, workers=4, reactors=1)
         wire = server.connect()
@@ -376,11 +377,7 @@ def test_a_limit_of_its_own_ends_with_the_reply(serve: Serve) -> None:
             assert other.send(request("GET", "/held")).read().status == 504
         patient.set()
         held.set()
-        assert wire.read().body == b"/patient"
-
-
-def path_back_now(ctx: RequestCtx) -> None:
-    ctx.write(ctx.path)
+        assert wire.read().body == b"served"
 
 
 def test_a_stop_waits_for_it(serve: Serve) -> None:
@@ -468,146 +465,6 @@ def test_many_at_once_by_many(serve: Serve, chance: random.Random) -> None:
         assert not answerer.raised
     wait_until(lambda: server.stats()["requests"] == 2000, "the last to come home")
     assert Counter(reply.status for reply in replies.values())[200] == server.stats()["statuses"]["2xx"]
-
-
-# Coroutines
-
-mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="none")
-
-
-def test_coroutine_functions_are_handlers(serve: Serve) -> None:
-    async def handler(ctx: RequestCtx) -> None:
-        assert mark.get() == "outside"
-        mark.set("inside")
-        await asyncio.sleep(0)
-        ctx.write(f"{ctx.path} {threading.current_thread().name}")
-
-    mark.set("outside")
-    wire = serve(handler, workers=2, reactors=1).connect()
-    assert [wire.get(f"/{n}").body for n in range(20)] == [b"/%d fastserve-loop" % n for n in range(20)]
-
-
-def test_many_coroutines_wait_at_once(serve: Serve) -> None:
-    meeting: asyncio.Event | None = None
-    there = 0
-
-    async def handler(ctx: RequestCtx) -> None:
-        nonlocal meeting, there
-        meeting = meeting or asyncio.Event()
-        there += 1
-        if there == 200:
-            meeting.set()
-        await meeting.wait()
-        ctx.write("all")
-
-    server = serve(handler, workers=2, reactors=1)
-    wires = [server.connect().send(request()) for _ in range(200)]
-    assert {wire.read().body for wire in wires} == {b"all"}
-
-
-def test_what_a_coroutine_raises_is_answered(serve: Serve) -> None:
-    serve.expect_error("on purpose")
-    serve.expect_error("returns None, not str")
-
-    async def handler(ctx: RequestCtx):
-        await asyncio.sleep(0)
-        if ctx.path == "/bad":
-            ctx.query.int("n")
-        if ctx.path == "/text":
-            return "text"
-        raise RuntimeError("on purpose")
-
-    wire = serve(handler, workers=2, reactors=1).connect()
-    assert [wire.get(path).status for path in ("/bad?n=x", "/text", "/broken")] == [400, 500, 500]
-    assert len(serve.errors()) == 2
-
-
-def test_a_router_and_a_timeout_take_coroutine_functions(serve: Serve) -> None:
-    serve.expect_error(LATE)
-    router = Router()
-    held = asyncio.Event()
-
-    @router.get("/hello/{name}")
-    async def hello(ctx: RequestCtx) -> None:
-        ctx.write(ctx.params["name"])
-
-    async def late(ctx: RequestCtx) -> None:
-        await held.wait()
-
-    router.get("/late", timeout(late, 0.05, message="late"))
-    server = serve(router, workers=2, reactors=1)
-    assert server.get("/hello/you").body == b"you"
-    assert server.get("/late").body == b"late\n"
-    from fastserve.coroutines import _own_loop
-
-    _own_loop().call_soon_threadsafe(held.set)
-
-
-def test_a_loop_of_ones_own(serve: Serve) -> None:
-    async def handler(ctx: RequestCtx) -> None:
-        ctx.write(threading.current_thread().name)
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="my-loop")
-    thread.start()
-    try:
-        assert serve(run_async(handler, loop), workers=2, reactors=1).get().body == b"my-loop"
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-def test_a_loop_that_is_closed_is_a_500(serve: Serve) -> None:
-    serve.expect_error("Event loop is closed")
-    loop = asyncio.new_event_loop()
-    loop.close()
-
-    async def handler(ctx: RequestCtx) -> None:
-        ctx.write("never")
-
-    assert serve(run_async(handler, loop), workers=2, reactors=1).get().status == 500
-
-
-def test_nothing_that_a_coroutine_raises_ends_the_loop(serve: Serve) -> None:
-    serve.expect_error("SystemExit")
-
-    async def handler(ctx: RequestCtx) -> None:
-        if ctx.path == "/exit":
-            raise SystemExit(3)
-        ctx.write("still here")
-
-    server = serve(handler, workers=2, reactors=1)
-    assert server.get("/exit").status == 500
-    assert server.get().body == b"still here"
-
-
-def test_a_loop_that_is_stopped_goes_on(serve: Serve) -> None:
-    serve.expect_error("was interrupted")
-
-    async def handler(ctx: RequestCtx) -> None:
-        def interrupt() -> None:
-            raise KeyboardInterrupt
-
-        loop = asyncio.get_running_loop()
-        if ctx.path == "/stop":
-            loop.stop()
-        elif ctx.path == "/interrupt":
-            loop.call_soon(interrupt)
-        await asyncio.sleep(0)
-        ctx.write("still here")
-
-    server = serve(handler, workers=2, reactors=1)
-    assert [server.get(path).body for path in ("/stop", "/interrupt", "/", "/")] == [b"still here"] * 4
-
-
-def test_a_coroutine_may_complete_its_ctx_itself(serve: Serve) -> None:
-    async def handler(ctx: RequestCtx) -> None:
-        path_back(ctx)
-        await asyncio.sleep(0)
-
-    wire = serve(handler, workers=2, reactors=1).connect()
-    assert [wire.get("/a").body for _ in range(3)] == [b"/a"] * 3
 
 
 def test_a_limit_that_is_met_off_lease_and_detached_at_once(serve: Serve) -> None:

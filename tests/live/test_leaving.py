@@ -306,6 +306,16 @@ def test_a_second_term_is_patient(script: Run) -> None:
     assert process.rest() == ["True"]
 
 
+def cut_in_a_call(process: Script) -> None:
+    """TERM comes while a handler runs, and its client is cut off."""
+    [address] = process.addresses()
+    with connect(address) as client:
+        client.sendall(GET)
+        assert process.line() == "called"
+        process.popen.send_signal(signal.SIGTERM)
+        assert ended(client)
+
+
 def test_shutdown_timeout_cuts_what_still_runs(script: Run) -> None:
     processes = [script(f"""
         server = Server(lambda ctx: {busy}(), workers=4, shutdown_timeout=0.05)
@@ -313,12 +323,7 @@ def test_shutdown_timeout_cuts_what_still_runs(script: Run) -> None:
         say(server.stats()["cut"])
     """) for busy in ("forever", "compute")]
     for process in processes:
-        [address] = process.addresses()
-        with connect(address) as client:
-            client.sendall(GET)
-            assert process.line() == "called"
-            process.popen.send_signal(signal.SIGTERM)
-            assert ended(client)
+        cut_in_a_call(process)
     for process in processes:
         assert process.line() == "False"
         assert process.line() == "1"
@@ -332,12 +337,7 @@ def held() -> Iterator[Script]:
         Server(lambda ctx: hold_the_gil(), workers=4, shutdown_timeout=0).serve("127.0.0.1:0", ready=ready)
     """)
     try:
-        [address] = process.addresses()
-        with connect(address) as client:
-            client.sendall(GET)
-            assert process.line() == "called"
-            process.popen.send_signal(signal.SIGTERM)
-            assert ended(client)
+        cut_in_a_call(process)
         yield process
     finally:
         process.close()
