@@ -8,6 +8,7 @@
 """
 
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -66,19 +67,30 @@ def show(ctx: RequestCtx) -> None:
     ctx.write_json(note)
 
 
-def problem(ctx: RequestCtx, error: BadRequest) -> None:
-    """The reply to an error: a document (RFC 9457)."""
-    ctx.error("", error.status)
-    ctx.write_json({"status": error.status, "title": HTTPStatus(error.status).phrase, "detail": str(error)})
+def say(ctx: RequestCtx, detail: str) -> None:
+    """That of an error, as a document (RFC 9457)."""
+    ctx.write_json({"status": ctx.status, "title": HTTPStatus(ctx.status).phrase, "detail": detail})
     ctx.content_type = "application/problem+json"
+
+
+def problem(ctx: RequestCtx, error: BadRequest) -> None:
+    """The reply to what a client did wrong."""
+    ctx.error("", error.status)
+    say(ctx, str(error))
 
 
 def with_problems(handler: Callable[[RequestCtx], None]) -> Callable[[RequestCtx], None]:
     def guarded(ctx: RequestCtx) -> None:
         try:
             handler(ctx)
+            if ctx.status in (404, 405):  # the router's, with its Allow
+                say(ctx, f"{ctx.method} {ctx.path}")
         except BadRequest as error:
             problem(ctx, error)
+        except Exception:
+            logging.exception("%s %s", ctx.method, ctx.path)
+            ctx.error("", 500)
+            say(ctx, "it is not your fault")
 
     return guarded
 

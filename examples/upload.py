@@ -23,6 +23,7 @@ from fastserve import BadRequest, RequestCtx, Router, Server
 UPLOADS = Path("uploads")
 FORM_MAX = 8 * 2**20
 FILE_MAX = 10 * 2**30
+HOUR = 3600.0
 
 PAGE = """<!doctype html><title>Uploads</title>
 <form method="post" enctype="multipart/form-data"><input type="file" name="file" multiple><button>Send</button></form>
@@ -69,7 +70,7 @@ def page(ctx: RequestCtx) -> None:
 
 @router.post("/")
 def form(ctx: RequestCtx) -> None:
-    files = ctx.files.getall("file")  # BadRequest: the body is no form
+    files = ctx.files.getall("file")  # BadRequest: a form that is malformed
     for name, file in [(safe_name(file.filename), file) for file in files]:
         with kept(name) as out:
             out.write(file.read())
@@ -86,5 +87,6 @@ def put(ctx: RequestCtx) -> None:
 
 if __name__ == "__main__":
     UPLOADS.mkdir(exist_ok=True)
-    server = Server(router, on_headers=on_headers, max_request_body_size=FORM_MAX)
+    # All the time that one body may let us wait. Who sends next to nothing is cut off much earlier, by min_body_rate.
+    server = Server(router, on_headers=on_headers, max_request_body_size=FORM_MAX, body_timeout=HOUR)
     server.serve(*sys.argv[1:], ready=lambda server: print(f"http://{server.addresses[0]}", flush=True))

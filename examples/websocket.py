@@ -12,6 +12,7 @@ import socket
 import sys
 from contextlib import suppress
 
+import h11
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -32,11 +33,12 @@ router = Router()
 def echo(ctx: RequestCtx) -> None:
     """Reads what the client wants before the ctx ends; whether that is a WebSocket, wsproto says."""
     ws = WSConnection(ConnectionType.SERVER)
+    fields = [(name.encode(), value.encode("latin-1")) for name, value in ctx.headers.items()]
     try:
-        ws.initiate_upgrade_connection(
-            [(name.encode(), value.encode("latin-1")) for name, value in ctx.headers.items()], ctx.path)
-    except RemoteProtocolError as error:
-        ctx.error(f"no WebSocket: {error}", 426)
+        ws.initiate_upgrade_connection(fields, ctx.raw_path)
+    except (RemoteProtocolError, h11.ProtocolError, UnicodeError) as error:
+        ctx.error(f"no WebSocket: {error}", 400)
+        ctx.set_header("Sec-WebSocket-Version", "13")
         return
     # No reply of the server's: wsproto writes the 101 itself.
     ctx.hijack(lambda wire, data: converse(ws, wire, data), respond=False)
@@ -44,7 +46,12 @@ def echo(ctx: RequestCtx) -> None:
 
 def converse(ws: WSConnection, wire: socket.socket, data: bytes) -> None:
     """Until the client closes, goes away, or the server stops. `data` came behind the request."""
-    wire.settimeout(60)                             # for a client that says nothing, not even a ping
+    wire.settimeout(60)                             # for a client that says nothing, not even a ping, or never reads
+    with suppress(TimeoutError):
+        echo_all(ws, wire, data)
+
+
+def echo_all(ws: WSConnection, wire: socket.socket, data: bytes) -> None:
     open_ = True
     while open_:
         for event in ws.events():

@@ -58,10 +58,10 @@ from fastserve.engine.pool cimport (
 from fastserve.engine.reactor cimport (
     BY_BODY, BY_CALL, BY_HEAD, BY_IDLE, BY_KINDS, BY_LAST_PROBE, BY_LINGER, BY_PROBE, BY_WRITE, EVENT_TAG,
     FIRST_TAG, LISTENER_TAG, LISTENERS, NOTE_ACCEPT, NOTE_CONCURRENCY, NOTE_DEAD, NOTE_FORGOTTEN, NOTE_HANDLER,
-    NOTE_LOG, NOTE_MEMORY, NOTE_PER_IP, NOTE_PROXY, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS, NOTE_WAITED, NOTES,
-    SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers, give_input, give_large,
-    give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note, pthread_t, time_by,
-    time_idle, undirty, wake_keeper,
+    NOTE_LATE_HEADER, NOTE_LOG, NOTE_MEMORY, NOTE_NO_HEADER, NOTE_PER_IP, NOTE_QUEUE, NOTE_REFUSED, NOTE_STACKS,
+    NOTE_STRANGER, NOTE_WAITED, NOTES, SIGNAL_TAG, House, Listener, Note, Reactor, Stats, arm, earlier, give_buffers,
+    give_input, give_large, give_output, house_drops, lend_input, lend_output, lesser, make_dirty, memory_lent, note,
+    pthread_t, time_by, time_idle, undirty, wake_keeper,
 )
 from fastserve.engine.reply cimport (
     CHUNK_HEAD, CHUNKED, NO_LENGTH, OWN_DATE, OWN_SERVER, OWN_TYPE, REPLY_HEAD_ROOM, SIZED, UNTIL_CLOSE, Reply, Scribe,
@@ -303,8 +303,8 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
                 pause_accepts(r, ACCEPT_PAUSE_MIN)
                 return False
             continue
-        # Of a proxy's, who is to be counted is not known yet.
-        key = 0 if h.peers.table is NULL or listener.local or listener.proxy else peer_key(&peer)
+        # Behind a listener of proxies, who is to be counted is not known yet.
+        key = 0 if listener.local or listener.proxy else key_to_count(h, &peer)
         if key and is_crowded(r, key):
             reject(r, fd, &peer, 429, False)
             continue
@@ -335,6 +335,12 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
             # Left to the worker that the watcher may find behind this turn.
             arm(r, c, EPOLLIN)
     return True
+
+
+cdef inline uint64_t key_to_count(House* h, const sockaddr_in6* peer) noexcept nogil:
+    """By what a peer is counted for `max_conns_per_ip`; 0: it is not, because nobody is, or because it is a proxy that
+    is trusted, whose connections are those of many."""
+    return 0 if h.peers.table is NULL or is_trusted(&h.trusted, peer) else peer_key(peer)
 
 
 cdef bint is_crowded(Reactor* r, uint64_t key) noexcept nogil:
@@ -1225,7 +1231,7 @@ cdef void time_is_up(Reactor* r, Conn* c, uint32_t kind) noexcept nogil:
         count_u64(&r.stats.timed_out_idle, 1)
         drop(r, c)
     elif kind == BY_HEAD and c.state == PREFACE:
-        refuse_header(r, c, LATE)
+        refuse_header(r, c, NOTE_LATE_HEADER)
     elif kind == BY_HEAD:
         refuse(r, c, 408)
     elif kind == BY_BODY:

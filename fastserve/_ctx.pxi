@@ -12,6 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.unicode cimport (
     PyUnicode_AsUTF8AndSize, PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8,
 )
+from libc.errno cimport errno
 
 from fastserve.engine.body cimport unfit_trailer
 from fastserve.engine.files cimport Opened, c_pread, file_look, file_open, file_open_beneath
@@ -31,8 +32,11 @@ from fastserve.forms import parse_multipart, read_fields, read_multipart
 from fastserve.forwarded import Trust
 from fastserve.headers import Fields
 from fastserve.negotiation import best_encoding, best_type
-from fastserve.sending import file_fields, send_conditional, type_of
+from fastserve.sending import file_fields, join_parts, recent_file_fields, type_of, weigh_file
 from fastserve.uploads import Files, end_files
+
+cdef extern from "<time.h>" nogil:
+    long c_time "time"(void*) noexcept
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
@@ -59,6 +63,8 @@ cdef enum:
     TYPE_MAX = 1024
     FILE_READ = 16384           # bytes of a file, up to which they are copied into the reply
     DONE_LOOK = 100_000_000     # nanoseconds: the end of a call rings no bell
+    NO_FILE = -1                # in place of a descriptor
+    COPIED = -2                 # what a file brings has been copied into the reply
 
 cdef struct Buffer:
     char* data
@@ -120,13 +126,16 @@ cdef class RequestCtx:
     cdef bint has_form          # one of the next is there, and `keeps`
     cdef object form_args, form_files
     cdef list all_files         # every Files of this loan, also of a body that was replaced
-    cdef tuple form_fault       # of the BadRequest that a form was refused with while its body came
+    cdef tuple form_fault       # of the BadRequest that a form was refused with while its body came; (): of another
     cdef object path_params, own_values     # dicts
-    cdef object reader          # the one BodyStream of this loan
-    cdef object streamed_body   # what `body` has read from the stream
+    cdef Py_ssize_t stream_at   # how much was read from `body_stream`
+    cdef bytes stream_whole     # what it reads from, where the body has been received
+    cdef object streamed_body   # what `body` has read of one that comes
     cdef object own_body        # what replaces it
     cdef object body_object     # exact bytes that the reply is sent from
-    cdef int file               # -1, or open: the reply is sent from it
+    cdef int file               # open: the reply is sent from it; NO_FILE, COPIED
+    cdef bytes file_lines       # the fields that came with it, and the status, if it was another than 200
+    cdef int file_status
     cdef int64_t file_at
     cdef int64_t file_size
     cdef object hijacker        # the function that takes the connection over
@@ -135,14 +144,17 @@ cdef class RequestCtx:
     cdef object type_object     # the str that reply.type points into; kept, because it comes again
 
     def __cinit__(self):
-        self.file = -1
+        self.file = NO_FILE
 
     def __init__(self):
         raise TypeError("a RequestCtx is made by the server and lent to a handler")
 
-    def __dealloc__(self):
+    def __del__(self):
+        # Here, because a garbage collector that finds a cycle has taken apart what it holds before it is deallocated.
         if self.conn is not NULL:
             self.forgotten()
+
+    def __dealloc__(self):
         self.drop_file()
         mem_give(self.fields.data)
         mem_give(self.trailer_fields.data)
@@ -165,7 +177,8 @@ cdef class RequestCtx:
             self.conn = NULL
             if self.keeps:
                 self.keeps = False
-                self.query_args = self.streamed_body = self.reader = self.cookie_values = None
+                self.query_args = self.streamed_body = self.stream_whole = self.cookie_values = None
+                self.stream_at = 0
                 self.path_params = self.own_values = self.own_body = None
                 if self.has_form:
                     self.end_form()
@@ -196,9 +209,44 @@ cdef class RequestCtx:
             self.body_buffer.room = 0
 
     cdef void drop_file(self) noexcept:
-        if self.file >= 0:
-            c_close(self.file)
-            self.file = -1
+        if self.file != NO_FILE:
+            if self.file >= 0:
+                c_close(self.file)
+            self.file = NO_FILE
+            self.file_lines = None
+
+    cdef int leave_file(self) except -1:
+        """Before another body: with a file goes what came with it."""
+        cdef bytes lines, kept
+        if self.file == NO_FILE:
+            return 0
+        if self.file_lines is not None:
+            brought = self.file_lines.splitlines(True)
+            lines = PyBytes_FromStringAndSize(self.fields.data, self.fields.size)
+            kept = b"".join([line for line in lines.splitlines(True) if line not in brought])
+            self.check_open()
+            self.fields.size = 0
+            buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
+            if self.file_status and self.reply.status == self.file_status:
+                self.reply.status = 200
+        self.drop_file()
+        self.body_buffer.size = 0
+        return 0
+
+    cdef int bring(self, bytes lines, int status) except -1:
+        """What comes with a file, which is the body by now: fields, and a status unless it is 0."""
+        with cython.critical_section(self):
+            self.check_open()
+            if self.fields.size + <size_t>len(lines) > RESPONSE_HEAD_MAX - TYPE_MAX:
+                too_many_fields()
+            buffer_put(&self.fields, PyBytes_AS_STRING(lines), len(lines), FIELDS_FIRST)
+            if self.file == NO_FILE:
+                self.file = COPIED
+            self.file_lines = lines
+            self.file_status = status
+            if status:
+                self.reply.status = status
+        return 0
 
     cdef void hand(self, Conn* c, Handed* handed) noexcept:
         """Fills in what grew: once, behind `end`. A body that may not fit into the connection's output
@@ -210,7 +258,7 @@ cdef class RequestCtx:
         if self.file >= 0:
             self.reply.body_size = <size_t>self.file_size
             handed.file, handed.at, handed.kind = self.file, self.file_at, LARGE_FILE
-            self.file = -1
+            self.file = NO_FILE
         elif self.body_object is not None:
             self.reply.body = PyBytes_AS_STRING(self.body_object)
             self.reply.body_size = <size_t>PyBytes_GET_SIZE(self.body_object)
@@ -427,23 +475,27 @@ cdef class RequestCtx:
                 return b""
             if self.conn.step != STREAMS:
                 return self.whole_body()
-        if self.streamed_body is None:
-            whole = self.body_stream.read()
-            with cython.critical_section(self):
-                self.check()
-                self.keeps = True
-                self.streamed_body = whole
-        return self.streamed_body
+            if self.streamed_body is not None:
+                return self.streamed_body
+            before = self.stream_at
+        whole = self.body_stream.read()
+        with cython.critical_section(self):
+            self.check()
+            self.stream_at = before
+            self.keeps = True
+            self.streamed_body = whole
+        return whole
 
     def replace_body(self, data: bytes) -> None:
         """From here on `data` is the body: for `body`, `json`, `form` and `files`, which forget what they have read,
-        and not for `body_stream`. A str counts as UTF-8. RuntimeError in `on_headers`."""
+        and for `body_stream`, from its beginning. A str counts as UTF-8. RuntimeError in `on_headers`."""
         cdef bytes whole = as_bytes(data)
         with cython.critical_section(self):
             self.check()
             self.check_body()
             self.keeps = True
-            self.form_args = self.form_files = None
+            self.form_args = self.form_files = self.stream_whole = None
+            self.stream_at = 0
             self.own_body = whole
 
     cdef int check_body(self) except -1:
@@ -463,15 +515,13 @@ cdef class RequestCtx:
     def body_stream(self) -> BodyStream:
         """The body as it arrives, where the handler is to read it (`stream_request_body`, or `stream_body`
         in `on_headers`); otherwise over the body that was received. RuntimeError in `on_headers`."""
-        cdef BodyStream stream = BodyStream.__new__(BodyStream)
+        cdef BodyStream stream
         with cython.critical_section(self):
             self.check()
             self.check_body()
-            if self.reader is None:
-                stream.ctx = self
-                self.keeps = True
-                self.reader = stream
-            return self.reader
+        stream = BodyStream.__new__(BodyStream)
+        stream.ctx = self
+        return stream
 
     @property
     def trailers(self) -> Fields:
@@ -533,7 +583,8 @@ cdef class RequestCtx:
         `[forms]`.
 
         A body that the handler streams is read here to its end, in the thread that the handler was called in, and
-        raises as `BodyStream.read`; BadRequest, 413: fields of more than 1 MiB together.
+        raises as `BodyStream.read`; BadRequest, 413: fields of more than 1 MiB together; RuntimeError: some of it was
+        read from `body_stream` before.
         """
         return self.parsed_form()[0]
 
@@ -554,8 +605,13 @@ cdef class RequestCtx:
             if self.form_args is not None:
                 return self.form_args, self.form_files
             streams = self.conn.step == STREAMS and self.own_body is None and (
-                self.streamed_body is None or self.form_fault is not None)
-        content_type = self.headers.get("content-type", "")
+                self.streamed_body is None or self.form_fault is not None or self.stream_at != 0)
+            replaced = self.own_body
+        types = self.headers.getall("content-type")
+        if len(types) > 1:
+            # Whoever stands in front may have read the body by another of them.
+            raise BadRequest("Content-Type stands more than once")
+        content_type = types[0] if types else ""
         kind = content_type.partition(";")[0].strip(" \t").lower()
         if kind != MULTIPART and kind != URLENCODED:
             args, files = parse_args(b""), Files()
@@ -575,6 +631,9 @@ cdef class RequestCtx:
                 self.keeps = self.has_form = True
                 self.all_files = [files] if self.all_files is None else [*self.all_files, files]
             self.check()
+            if self.own_body is not replaced:
+                # Another body has taken its place meanwhile.
+                return args, files
             if self.form_args is None:
                 self.form_args, self.form_files = args, files
             return self.form_args, self.form_files
@@ -583,16 +642,21 @@ cdef class RequestCtx:
         """As it arrives. What a fault leaves of a body is never read as another form."""
         must_be_own(self)
         if self.form_fault is not None:
+            if not self.form_fault:
+                raise RuntimeError("this form was not read to its end")
             raise BadRequest(*self.form_fault)
+        if self.stream_at:
+            raise RuntimeError("some of this form was read from body_stream before")
         self.keeps = self.has_form = True
-        self.form_fault = ("this form was not read to its end", 400)
+        self.form_fault = ()
         try:
             if kind == MULTIPART:
                 pairs, files = read_multipart(content_type, self.body_stream)
                 found = Args(pairs), files
             else:
                 found = parse_args(read_fields(self.body_stream)), Files()
-        except MissingExtra:
+        except (MissingExtra, ClientGone):
+            # Nothing was read; or nothing more can be.
             self.form_fault = None
             raise
         except BadRequest as error:
@@ -601,6 +665,8 @@ cdef class RequestCtx:
         except ValueError as error:
             self.form_fault = (str(error), 400)
             raise BadRequest(str(error)) from error
+        finally:
+            self.stream_at = 0
         self.form_fault = None
         return found
 
@@ -716,15 +782,16 @@ cdef class RequestCtx:
 
     @property
     def local_addr(self) -> tuple[str, int] | str:
-        """Address and port that the connection came to; the path of a unix socket. On a listener of proxies that is
-        where the proxy reached this server: what the PROXY header tells of a destination is not kept."""
+        """Address and port that the connection came to; the path of a unix socket, `@` first for a name that is no
+        path. On a listener of proxies that is where the proxy reached this server: what the PROXY header tells of a
+        destination is not kept."""
         cdef int fd
         with cython.critical_section(self):
             self.check()
             fd = c_fcntl(self.conn.fd, F_DUPFD_CLOEXEC, 0)
         with _socket.socket(fileno=fd) as copy:
             name = copy.getsockname()
-        return name[:2] if isinstance(name, tuple) else name
+        return name[:2] if isinstance(name, tuple) else unix_name(name)
 
     @property
     def conn_id(self) -> int:
@@ -827,7 +894,7 @@ cdef class RequestCtx:
             size = PyBytes_GET_SIZE(data)
         with cython.critical_section(self):
             self.check_open()
-            self.drop_file()
+            self.leave_file()
             if self.body_object is not None:
                 buffer_put(&self.body_buffer, PyBytes_AS_STRING(self.body_object),
                            PyBytes_GET_SIZE(self.body_object), BUFFER_FIRST)
@@ -839,7 +906,7 @@ cdef class RequestCtx:
         data = as_bytes(data)
         with cython.critical_section(self):
             self.check_open()
-            self.drop_file()
+            self.leave_file()
             self.body_buffer.size = 0
             self.body_object = None
             if PyBytes_GET_SIZE(data) >= WHOLE_FROM:
@@ -903,6 +970,8 @@ cdef class RequestCtx:
         """The body that was written so far; of a file or a streamed reply nothing."""
         with cython.critical_section(self):
             self.check()
+            if self.file != NO_FILE:
+                return b""
             if self.body_object is not None:
                 return self.body_object
             return PyBytes_FromStringAndSize(self.body_buffer.data, self.body_buffer.size)
@@ -935,9 +1004,13 @@ cdef class RequestCtx:
         self.error("404 Page not found", 404)
 
     def not_modified(self) -> None:
-        """304 (RFC 9110, section 15.4.5): fields that were set stay, the body goes."""
-        self.set_body(b"")
-        self.status = 304
+        """304 (RFC 9110, section 15.4.5): fields that were set stay, those of a file too; the body goes."""
+        with cython.critical_section(self):
+            self.check_open()
+            self.drop_file()
+            self.body_buffer.size = 0
+            self.body_object = None
+            self.reply.status = 304
 
     def write_json(self, value: object) -> None:
         """Replaces the body by `value` as JSON in compact UTF-8, written by orjson where that is installed and else by
@@ -985,10 +1058,11 @@ cdef class RequestCtx:
 
     def set_body_file(self, fd: int, start: int, size: int) -> None:
         """Replaces the body by `size` bytes of an open file, from `start` on, which leave by sendfile without the GIL.
-        The descriptor is the server's from here on, and closed by it, also where this raises, but for TypeError. A file
-        that becomes shorter while it is sent breaks the connection off. OSError, ValueError, OverflowError: there is no
-        such part."""
+        The descriptor is the server's from here on, and closed by it, also where this raises, but for TypeError.
+        ValueError, OverflowError: there is no such part; OSError the same of a part of up to 16 KiB, which is read at
+        once. A file that is too short for a larger one, or becomes so, breaks the connection off."""
         cdef int descriptor = fd
+        cdef int problem
         cdef int64_t at, whole, got = 0
         cdef ssize_t n = 1
         cdef char small[FILE_READ]
@@ -1003,11 +1077,15 @@ cdef class RequestCtx:
                     while got < whole and n > 0:
                         n = c_pread(descriptor, small + got, <size_t>(whole - got), at + got)
                         got += n if n > 0 else 0
+                    problem = errno
+                if n < 0:
+                    raise OSError(problem, _os.strerror(problem))
                 if got < whole:
-                    raise OSError(_errno.EIO, "the file has become shorter")
+                    raise OSError(_errno.ESTALE, "the file has become shorter")
                 with cython.critical_section(self):
                     self.check_open()
                     buffer_put(&self.body_buffer, small, <size_t>got, BUFFER_FIRST)
+                    self.file = COPIED
                 return
             with cython.critical_section(self):
                 self.check_open()
@@ -1023,7 +1101,9 @@ cdef class RequestCtx:
         `file` is a path, or a descriptor, which stays the caller's. The media type is `content_type`, or that of the
         path's suffix, else `application/octet-stream`. Last-Modified, Accept-Ranges and an ETag made of size and time
         are set unless they were. For GET and HEAD, while `status` is 200, conditions are answered with 304 or 412
-        (RFC 9110, section 13) and Range with 206 or 416 (section 14).
+        (RFC 9110, section 13) and Range with 206 or 416 (section 14); 412 and 416 start the reply anew. Several ranges
+        of more than 1 MiB together, or of a file with a Content-Encoding, are answered with the whole. Another body
+        takes back what came with this one.
 
         OSError: it cannot be opened; IsADirectoryError; PermissionError also for what is no regular file.
         """
@@ -1034,8 +1114,9 @@ cdef class RequestCtx:
                 self.check_open()
             opened.fd = c_fcntl(file, F_DUPFD_CLOEXEC, 0)
             if opened.fd < 0:
-                raise OSError(_errno.EBADF, _os.strerror(_errno.EBADF))
-            file_look(&opened)
+                opened.fd = -errno
+            else:
+                file_look(&opened)
             send_opened(self, opened_of(&opened, None), content_type or type_of(""))
         else:
             path = path_of(file)
@@ -1086,7 +1167,9 @@ cdef class RequestCtx:
         the client does not take what it has for the whole, and the exception passes through here.
         """
         must_be_own(self)
-        self.check_open()
+        with cython.critical_section(self):
+            self.check_open()
+            self.leave_file()
         stream_reply(self, source, length)
 
     # --- control
@@ -1175,8 +1258,8 @@ cdef class RequestCtx:
 
     def hijack(self, function, respond: bool = True) -> None:
         """Behind the handler and its reply the connection is `function`'s, which is called as `function(socket, data)`
-        on a thread of its own: the socket is blocking and closed behind it, `data` (bytes) is what had come behind the
-        request. Without `respond` no reply is sent.
+        on a thread of its own, in the context of the server's start: the socket is blocking and closed behind it,
+        `data` (bytes) is what had come behind the request. Without `respond` no reply is sent.
 
         The connection counts in `concurrency` until `function` returns, and has no deadline of the server's. When the
         server stops, `recv` finds the end of what has come, so that `function` can say goodbye; `shutdown` waits for it
@@ -1204,9 +1287,10 @@ cdef class RequestCtx:
         cdef Conn* c
         cdef int verdict = GONE
         cdef int number = status
-        cdef bytes words = as_bytes(message or phrase_of(number))
+        cdef bytes words
         if not 400 <= number <= 599:
             raise ValueError(f"the status of an error lies in 400..599, not {number}")
+        words = as_bytes(message or phrase_of(number))
         with cython.critical_section(self):
             self.check_call()
             d, c = self.desk, self.conn
@@ -1333,7 +1417,7 @@ cdef class RequestCtx:
     cdef int append(self, str lower, str name, str value) except -1:
         cdef bytes line = f"{name}: {value}\r\n".encode("latin-1")
         if self.fields.size + len(line) > RESPONSE_HEAD_MAX - TYPE_MAX:
-            raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
+            too_many_fields()
         self.check_open()
         buffer_put(&self.fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
         if lower == "date":
@@ -1358,6 +1442,15 @@ cdef class RequestCtx:
         return buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
 
 
+def unix_name(name: str | bytes) -> str:
+    """What getsockname(2) says of a unix socket, as `ss` and systemd write it."""
+    return name if isinstance(name, str) else _os.fsdecode(name).replace("\0", "@", 1)
+
+
+cdef int too_many_fields() except -1:
+    raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
+
+
 cdef bytes path_of(object file):
     cdef bytes path = _os.fsencode(file)
     if b"\0" in path:
@@ -1380,8 +1473,8 @@ cdef tuple opened_of(Opened* opened, object name):
 
 def open_beneath(int root, object name) -> tuple[int, int, int]:
     """Opens a regular file below an open directory, wherever links lead: descriptor, size, nanoseconds of its last
-    change. `name` is relative and has no dot segments. OSError."""
-    cdef bytearray path = bytearray(path_of(name))          # written to, where one directory is opened after the other
+    change. `name` is relative, has no dot segments, and is UTF-8 there whatever the locale. OSError."""
+    cdef bytearray path = bytearray(path_of(name.encode()))     # written to, where directories are opened one by one
     cdef char* text = path
     cdef Opened opened
     with nogil:
@@ -1393,22 +1486,44 @@ def send_opened(RequestCtx ctx not None, tuple opened not None, str content_type
     """Replies with an open file, whose descriptor is the server's from here on: descriptor, size, nanoseconds of its
     last change."""
     cdef bytes lines
+    cdef int status = 0
     fd, size, changed = opened
+    parts = None
     try:
-        if ctx.has_conditions():
-            fd = -1
-            send_conditional(ctx, opened, content_type)
-            return
-        lines = file_fields(size, changed)
-        ctx.content_type = content_type
         with cython.critical_section(ctx):
             ctx.check_open()
-            buffer_put(&ctx.fields, PyBytes_AS_STRING(lines), PyBytes_GET_SIZE(lines), FIELDS_FIRST)
-        mine, fd = fd, -1
-        ctx.set_body_file(mine, 0, size)
+            ctx.leave_file()
+        if ctx.has_conditions():
+            status, lines, parts = weigh_file(ctx, size, changed)
+        elif changed < c_time(NULL) * SECOND:
+            lines = file_fields(size, changed)
+        else:
+            lines = recent_file_fields(size, changed)
+        if status == 412 or status == 416:
+            ctx.error(phrase_of(status), status)
+        elif parts is None or len(parts) == 1:
+            start, stop = parts[0] if parts else (0, size)
+            mine, fd = fd, -1
+            ctx.set_body_file(mine, start, stop - start)
+            ctx.content_type = content_type
+        elif parts:
+            content_type, body = join_parts(fd, size, content_type, parts)
+            ctx.set_body(body)
+            ctx.content_type = content_type
+        else:
+            ctx.set_body(b"")
+            ctx.content_type = content_type
+        ctx.bring(lines, status)
     finally:
         if fd >= 0:
             c_close(fd)
+
+
+def is_file(RequestCtx ctx not None) -> bool:
+    """Is the reply that of a file, be it 304?"""
+    with cython.critical_section(ctx):
+        ctx.check()
+        return ctx.file != NO_FILE
 
 
 def is_detached(RequestCtx ctx not None) -> bool:

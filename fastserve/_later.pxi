@@ -70,6 +70,14 @@ cdef void bring_back(Reactor* r, Conn* c) noexcept nogil:
     drop(r, c)
 
 
+_here = _threading.local()          # the address of the house whose connection this thread has taken over
+
+
+def is_taking_over(Core core not None) -> bool:
+    """Is this the thread of a connection that was hijacked from that core?"""
+    return getattr(_here, "house", 0) == <size_t>core.house
+
+
 @cython.final
 cdef class Takeover:
     """A connection that is a function's: from the reply to the function's end."""
@@ -84,6 +92,7 @@ cdef class Takeover:
 
     def run(self) -> None:
         """The thread's."""
+        _here.house = <size_t>self.house
         try:
             self.context.run(self.function, self.wire, self.data)
         except ConnectionError:

@@ -5,12 +5,7 @@
 # behind the header is looked at, and whoever sends none is told nothing, unless that there are too many connections.
 # From there on it is IDLE, as any other is from the beginning, and counted, logged and shown by its client's address.
 
-from fastserve.engine.proxy cimport CLIENT, NO_PROXY, SOMEBODY, Network, Told, Trusted, is_trusted, proxy_parse
-
-cdef enum:                          # why there was no header: the value of NOTE_PROXY
-    STRANGER = 0                    # the peer is none of `trusted_proxies`
-    MALFORMED = 1
-    LATE = 2
+from fastserve.engine.proxy cimport CLIENT, NO_PROXY, Network, Told, Trusted, is_trusted, proxy_parse
 
 
 cdef bint is_stranger(Reactor* r, int fd, const sockaddr_in6* peer) noexcept nogil:
@@ -18,15 +13,16 @@ cdef bint is_stranger(Reactor* r, int fd, const sockaddr_in6* peer) noexcept nog
     if is_trusted(&r.house.trusted, peer):
         return False
     count_u64(&r.stats.refused_proxy, 1)
-    note(r.house, NOTE_PROXY, STRANGER)
+    note(r.house, NOTE_STRANGER, <int64_t>peer_key(peer))
     net_break(fd)
     c_close(fd)
     return True
 
 
-cdef void refuse_header(Reactor* r, Conn* c, int why) noexcept nogil:
+cdef void refuse_header(Reactor* r, Conn* c, uint32_t why) noexcept nogil:
+    """`why`: the kind of note."""
     count_u64(&r.stats.refused_proxy, 1)
-    note(r.house, NOTE_PROXY, why)
+    note(r.house, why, <int64_t>peer_key(&c.peer))
     abort(r, c)
 
 
@@ -47,7 +43,7 @@ cdef void hear_header(Reactor* r, Conn* c) noexcept nogil:
     if n > 0:
         verdict = proxy_parse(&told, i.data, i.end + <uint32_t>n)
     if verdict == NO_PROXY:
-        refuse_header(r, c, MALFORMED)
+        refuse_header(r, c, NOTE_NO_HEADER)
         return
     if verdict == MORE:
         if n > 0:
@@ -64,7 +60,7 @@ cdef void hear_header(Reactor* r, Conn* c) noexcept nogil:
     if c.timed_by == BY_HEAD:
         # Otherwise it is a drain's, or beyond a limit, and its time is short.
         time_idle(r, c)
-    c.unsaid = told.who == SOMEBODY
+    c.unsaid = told.who != CLIENT
     if told.who == CLIENT:
         c.peer = told.client
         if not is_let_in(r, c):
@@ -76,7 +72,7 @@ cdef bint is_let_in(Reactor* r, Conn* c) noexcept nogil:
     """Of a client whose address is known by now: it is counted, if anybody is. False: its address has too many
     connections, and it was told so, or is no more; one that may be a probe goes on to be heard."""
     cdef House* h = r.house
-    cdef uint64_t key = 0 if h.peers.table is NULL or c.rejected else peer_key(&c.peer)
+    cdef uint64_t key = 0 if c.rejected else key_to_count(h, &c.peer)
     cdef uint32_t n
     if key == 0 or not is_crowded(r, key):
         c.peer_key = key

@@ -283,9 +283,7 @@ cdef class BodyStream:
     Behind a body that was received before the handler was called it reads from that.
     """
 
-    cdef RequestCtx ctx
-    cdef bytes whole            # a body that was received before, and how much of it was read
-    cdef Py_ssize_t at
+    cdef RequestCtx ctx         # which knows where the reading is: this is a view, as Headers is
 
     def __init__(self):
         raise TypeError("a BodyStream belongs to a RequestCtx")
@@ -315,22 +313,30 @@ cdef class BodyStream:
 
     cdef bytes some(self, Py_ssize_t size):
         cdef RequestCtx ctx = self.ctx
-        cdef bytes data
+        cdef bytes data, whole
+        cdef Py_ssize_t at
         cdef Desk* d
         cdef ssize_t got
         cdef char* to
         cdef bint streams
         with cython.critical_section(ctx):
             ctx.check()
-            streams = ctx.conn.step == STREAMS
+            streams = ctx.conn.step == STREAMS and ctx.own_body is None
+            whole = ctx.stream_whole
         if size > BUFFER_KEPT:
             size = BUFFER_KEPT
         if not streams:
-            if self.whole is None:
-                self.whole = ctx.body
-            data = self.whole[self.at:self.at + size]
-            self.at += len(data)
-            return data
+            if whole is None:
+                whole = ctx.body
+            with cython.critical_section(ctx):
+                ctx.check()
+                ctx.keeps = True
+                if ctx.stream_whole is None:
+                    ctx.stream_whole = whole
+                whole = ctx.stream_whole
+                at = ctx.stream_at
+                ctx.stream_at = min(at + size, len(whole))
+            return whole[at:at + size]
         if size == 0:
             return b""
         must_be_own(ctx)
@@ -346,6 +352,10 @@ cdef class BodyStream:
         if got < 0:
             d.conn.unread = True
             raise BadRequest("", <int>-got)
+        with cython.critical_section(ctx):
+            ctx.check()
+            ctx.keeps = True
+            ctx.stream_at += got
         return data[:got] if got < size else data
 
 

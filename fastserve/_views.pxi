@@ -98,7 +98,7 @@ cdef class Headers:
 @cython.final
 cdef class Done:
     """An event: set when the server stops, when the call has taken longer than `handler_timeout`, and when the
-    call is over. Unlike its ctx it may be kept."""
+    call is over. Unlike its ctx it may be kept; a detached ctx is not forgotten while one is."""
 
     cdef RequestCtx ctx
 

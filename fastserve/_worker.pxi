@@ -339,7 +339,8 @@ cdef void complain(str what, object error) noexcept:
 
 
 cdef str phrase_of(int status):
-    cdef const char* phrase = status_of(status).phrase
+    """Of any number, since what raises a BadRequest may have put any there."""
+    cdef const char* phrase = status_of(status).phrase if 100 <= status <= 599 else NULL
     return (<bytes>phrase).decode("ascii") if phrase is not NULL else str(status)
 
 
@@ -429,9 +430,9 @@ cdef class Core:
             # What it accepts inherits that.
             net_no_delay(fd)
         r.listeners[r.n_listeners] = Listener(fd=fd, local=local, shared=shared, proxy=proxy)
-        if listen_on(r, r.n_listeners) < 0:
-            raise OSError("epoll refused a listener")
         r.n_listeners += 1
+        if listen_on(r, r.n_listeners - 1) < 0:
+            raise OSError("epoll refused a listener")
 
     def trusts(self, bint local) -> bool:
         """Are there peers, of unix sockets if `local`, whose PROXY headers are believed?"""
@@ -853,10 +854,15 @@ cdef int tell(House* h) except -1:
             log.warning("connections are refused with 503: concurrency=%d is reached", notes[i].value)
         elif notes[i].kind == NOTE_PER_IP:
             log.warning("connections are refused with 429: max_conns_per_ip=%d is reached", notes[i].value)
-        elif notes[i].kind == NOTE_PROXY:
-            log.warning("connections to a listener of proxies are reset: %s",
-                        ("their peer is none of trusted_proxies", "they do not begin with a PROXY header",
-                         "no whole PROXY header came within header_timeout")[notes[i].value])
+        elif notes[i].kind == NOTE_STRANGER:
+            log.warning("connections to a listener of proxies are reset: %s is none of trusted_proxies",
+                        peer_of(<uint64_t>notes[i].value))
+        elif notes[i].kind == NOTE_NO_HEADER:
+            log.warning("connections to a listener of proxies are reset: what %s sent is no PROXY header",
+                        peer_of(<uint64_t>notes[i].value))
+        elif notes[i].kind == NOTE_LATE_HEADER:
+            log.warning("connections to a listener of proxies are reset: no whole PROXY header came from %s within "
+                        "header_timeout", peer_of(<uint64_t>notes[i].value))
         elif notes[i].kind == NOTE_LOG:
             log.error("the access log cannot be written, or not be opened again")
         elif notes[i].kind == NOTE_MEMORY:
@@ -880,6 +886,18 @@ cdef int tell(House* h) except -1:
         elif notes[i].kind == NOTE_ACCEPT:
             log.warning("descriptors or kernel memory ran out: accepting again in %d ms", notes[i].value)
     return 0
+
+
+cdef str peer_of(uint64_t key):
+    """Whom a `peer_key` stands for."""
+    cdef bytes start = (<const char*>&key)[:8]
+    if key == 0:
+        return "a unix socket"
+    if start.startswith(b"\0\1\0\0"):
+        return _socket.inet_ntop(_socket.AF_INET, start[4:])
+    if start == b"\0\2\0\0\0\0\0\0":
+        start = bytes(8)
+    return _socket.inet_ntop(_socket.AF_INET6, start + bytes(8)) + "/64"
 
 
 cdef str stack_of(int64_t native_id, int64_t late):

@@ -1,8 +1,8 @@
 """What stands in queries and forms, beyond text, as Python sees it.
 
 Knows: what numbers look like there, and the map from a name to what is no text. Never sees: bytes (the core reads
-those, and its `Args` is the map of text), a connection, a ctx. Invariant: a map owns what it holds, and nothing in it
-expires; what is no number where a number is asked for is the client's fault.
+those, and its `Args` is the map of text), a connection, a ctx. Invariant: a map owns what it holds and never changes;
+what is no number where a number is asked for is the client's fault.
 """
 
 import re

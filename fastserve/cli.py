@@ -116,7 +116,7 @@ def _serve(target: str | None, binds: Sequence[str], config: Config, level: str)
 
     try:
         server = Server(handler, **{field.name: getattr(settled, field.name) for field in fields(settled)})
-    except TypeError as error:  # a coroutine function
+    except TypeError as error:  # no handler
         raise _CannotStart(error) from None
     return 0 if server.serve(*binds, ready=announce) else CUT_OFF
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from fastserve._core import is_detached
+from fastserve._core import is_detached, is_file
 from fastserve.coroutines import AsyncHandler, Handler, as_handler, is_async
 from fastserve.errors import BadRequest
 
@@ -27,6 +27,14 @@ _SMALLER = re.compile(
     r"text/(?!event-stream).*|.*\+(?:xml|json|text)|font/(?:ttf|otf|collection)|image/(?:bmp|x-icon|vnd\.microsoft\.icon)"
     r"|application/(?:json|javascript|x-javascript|ecmascript|xml|wasm|rtf|graphql|vnd\.ms-fontobject|x-ndjson|toml|yaml)")
 """Media types that are not compressed already."""
+
+_AS_IT_IS: Final = frozenset(("content-encoding", "content-range", "content-digest", "repr-digest", "content-md5"))
+"""Fields of a body that is not to be touched: it is coded, a part, or somebody has its digest (RFC 9530)."""
+
+_VARIES: Final = frozenset(("*", "accept-encoding"))
+
+_FIELDS_MAX: Final = 6144
+"""Bytes of fields, up to which there is room for all that is set here; the core has 7 KiB."""
 
 _MEMBERS_MAX: Final = 16
 """Members of one gzip body: each costs as much again as what follows it."""
@@ -64,9 +72,9 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
     with zstandard installed), br (with brotli installed), gzip or deflate.
 
     Left alone are replies that come later (`detach`), bodies of fewer than `minimum` bytes, types that are
-    compressed already, streams and files, replies with a Content-Encoding, with a part of the whole, or with
+    compressed already, streams and files, replies with a Content-Encoding, a digest, a part of the whole, or
     `Cache-Control: no-transform`. Where the client's Accept-Encoding decided, Vary says so; a strong ETag becomes a
-    weak one (RFC 9110, section 8.8.3).
+    weak one (RFC 9110, section 8.8.3), with 304 too: a handler that compares If-None-Match itself does so weakly.
 
     What a page repeats of its request beside a secret can be guessed by how well it compresses (BREACH): leave such
     pages out. TypeError: a coroutine function, whose reply is made later.
@@ -87,39 +95,54 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
 
 def _shrink(ctx: RequestCtx, coders: dict[str, Callable[[bytes], bytes]], minimum: int) -> None:
     body = ctx.response_body
-    if len(body) < minimum or ctx.status in (204, 205, 206, 304):
-        return
-    if not _SMALLER.fullmatch(ctx.content_type.partition(";")[0].strip().lower()):
+    # To be said of what the client has: the fields that the whole would have had (RFC 9110, section 15.4.5).
+    is_known = ctx.status == 304 and not is_file(ctx)
+    if not is_known and (len(body) < minimum or ctx.status in (204, 205, 206, 304) or not _SMALLER.fullmatch(
+            ctx.content_type.partition(";")[0].strip().lower())):
         return
     fields = [(name.lower(), value) for name, value in ctx.response_headers]
-    names = {name for name, _ in fields}
-    if "content-encoding" in names or "content-range" in names or any(
-            name == "cache-control" and "no-transform" in value.lower() for name, value in fields):
+    if any(name in _AS_IT_IS or (name, "no-transform" in value.lower()) == ("cache-control", True)
+           for name, value in fields):
         return
-    varies = {word.strip().lower() for name, value in fields if name == "vary" for word in value.split(",")}
-    if not varies & {"*", "accept-encoding"}:
-        ctx.add_header("Vary", "Accept-Encoding")
     coding = ctx.accepts_encoding(*coders)
-    if coding is None:
+    if is_known or coding is None:
+        _say(ctx, fields, weaker=coding is not None)
         return
     smaller = coders[coding](body)
     if len(smaller) >= len(body):
-        return
-    ctx.set_body(smaller)
-    ctx.set_header("Content-Encoding", coding)
-    for name, value in fields:
-        if name == "etag" and not value.startswith("W/"):
-            ctx.set_header("ETag", f"W/{value}")
+        _say(ctx, fields)
+    elif _say(ctx, fields, weaker=True, coding=coding):
+        ctx.set_body(smaller)
+
+
+def _say(ctx: RequestCtx, fields: list[tuple[str, str]], weaker: bool = False, coding: str = "") -> bool:
+    """That Accept-Encoding decided, and what. False: there is no room for it."""
+    more: list[tuple[str, str]] = []
+    if not {word.strip().lower() for name, value in fields if name == "vary" for word in value.split(",")} & _VARIES:
+        more.append(("Vary", "Accept-Encoding"))
+    if weaker:
+        more += [("ETag", f"W/{value}") for name, value in fields if name == "etag" and not value.startswith("W/")]
+    if coding:
+        more.append(("Content-Encoding", coding))
+    if sum(len(name) + len(value) + 4 for name, value in (*fields, *more)) > _FIELDS_MAX:
+        return False
+    for name, value in more:
+        if name != "Vary":
+            ctx.del_header(name)
+        ctx.add_header(name, value)
+    return True
 
 
 def inflate(handler: Handler | AsyncHandler, *, limit: int | None = None) -> Handler:
     """A handler that takes the codings gzip and deflate off a request's body before `handler` sees it in `ctx.body`,
     `ctx.json()` and the like.
 
-    `limit`: bytes that a body may grow to (None: `ctx.max_body_size`); 413 beyond. 400: it is not what its
-    Content-Encoding says. 415 with Accept-Encoding: another coding, or more than two of them (RFC 9110, section
-    15.5.16).
+    `limit`: bytes that a body may grow to, all of it in memory (None: `ctx.max_body_size`, which `on_headers` may have
+    made larger than memory is); 413 beyond. 400: it is not what its Content-Encoding says. 415 with Accept-Encoding:
+    another coding, or more than two of them (RFC 9110, section 15.5.16). ValueError: `limit` is negative.
     """
+    if limit is not None and limit < 0:
+        raise ValueError(f"a limit of bytes is not negative: {limit}")
     handler = as_handler(handler)
 
     def inflating(ctx: RequestCtx) -> None:

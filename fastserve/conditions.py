@@ -44,7 +44,7 @@ def ranges_of(asked: Sequence[str], if_range: Sequence[str], size: int, tag: str
     if len(asked) != 1 or not _means(if_range, tag, changed):
         return None
     unit, _, specs = asked[0].partition("=")
-    if unit.strip(" \t").lower() != "bytes":
+    if unit.lower() != "bytes":
         return None
     found: list[tuple[int, int]] = []
     words = specs.split(",", RANGES_MAX)
@@ -56,6 +56,9 @@ def ranges_of(asked: Sequence[str], if_range: Sequence[str], size: int, tag: str
             return None
         first, last, suffix = match.groups()
         if suffix is not None:
+            if size == 0 and int(suffix):
+                # It can be satisfied (section 14.1.2), by what no Content-Range can say.
+                return None
             start, stop = max(0, size - int(suffix)), size
         else:
             start, stop = int(first), min(int(last) + 1, size) if last else size
@@ -84,8 +87,8 @@ def _has(field: str, tag: str, weak: bool) -> bool:
 
 
 def _means(if_range: Sequence[str], tag: str, changed: datetime) -> bool:
-    """Section 13.1.5: exactly this tag, if it is a strong one, or exactly this moment. (A moment is strong enough where
-    it names the second of a change: who asks again within that second has what was there.)"""
+    """Section 13.1.5: exactly this tag, if it is a strong one, or exactly this moment. (Which is not quite strong: a
+    second change within that second is not seen. A client that was sent a tag, as ours are, has to use that.)"""
     if not if_range:
         return True
     word = if_range[0].strip(" \t") if len(if_range) == 1 else ""

@@ -21,6 +21,7 @@ __all__ = ["SPECS", "Config", "Spec", "env_values", "markdown_table", "option", 
 Kind = Literal["count", "duration", "size", "flag", "text", "hook"]
 
 DESCRIPTORS_KEPT = 96  # of RLIMIT_NOFILE, for listeners, epoll sets, 32 that may be probes, and the program itself
+WORKER_DESCRIPTORS = 3  # and for each worker, of the rest a quarter at most: an upload that is saved takes so many
 CONCURRENCY_MAX = 65_536
 REJECT_SLOTS_MAX = 1024
 METHODS_MAX = 200  # as in engine/limits.pxd
@@ -249,7 +250,7 @@ class Config:
         "count", None, "connections", "overload", 1, 1_048_576,
         meaning="open connections of the whole server",
         client="503 with Retry-After and close",
-        none="65536, or what RLIMIT_NOFILE leaves after `reject_slots` and 96 more if that is less",
+        none="65536, or what RLIMIT_NOFILE leaves after `reject_slots`, 96, and 3 for each worker if that is less",
     )
     reject_slots: int | None = _setting(
         "count", None, "connections", "overload", 0, 65536,
@@ -260,7 +261,7 @@ class Config:
     max_conns_per_ip: int = _setting(
         "count", 0, "connections", "overload", 0, 1_048_576,
         meaning="open connections of one IPv4 address or one IPv6 /64, over all reactors, for a bind with `?proxy` of "
-                "that which the PROXY header tells; 0 is off",
+                "that which the PROXY header tells; those of `trusted_proxies` are not counted; 0 is off",
         client="429 and close",
     )
     max_queue: int = _setting(
@@ -438,9 +439,12 @@ class Config:
         """
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         descriptors = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+        max_workers = self.workers if self.max_workers is None else self.max_workers
+        theirs = min(WORKER_DESCRIPTORS * max_workers, max(0, descriptors - DESCRIPTORS_KEPT) // 4)
+        kept = DESCRIPTORS_KEPT + theirs
         concurrency, reject_slots = self.concurrency, self.reject_slots
         if concurrency is None:
-            left = descriptors - DESCRIPTORS_KEPT
+            left = descriptors - kept
             rejected = min(left // 5, REJECT_SLOTS_MAX) if reject_slots is None else reject_slots
             if reject_slots is not None and 0 < left <= rejected:
                 raise ValueError(f"reject_slots must be below {left}, which RLIMIT_NOFILE = {descriptors} leaves, not "
@@ -449,13 +453,13 @@ class Config:
         elif concurrency >= descriptors:
             raise ValueError(f"concurrency must be below RLIMIT_NOFILE = {descriptors}, not {concurrency}")
         if reject_slots is None:
-            reject_slots = max(1, min(concurrency // 4, REJECT_SLOTS_MAX, descriptors - DESCRIPTORS_KEPT - concurrency))
+            reject_slots = max(1, min(concurrency // 4, REJECT_SLOTS_MAX, descriptors - kept - concurrency))
         reactors = self.reactors
         if reactors is None:
             reactors = 1 if gil_enabled() else min(len(os.sched_getaffinity(0)), self.workers - 1)
         return dataclasses.replace(
             self,
-            max_workers=self.workers if self.max_workers is None else self.max_workers,
+            max_workers=max_workers,
             reactors=reactors,
             concurrency=concurrency,
             reject_slots=reject_slots,

@@ -65,11 +65,13 @@ def format_cookie(
     return "; ".join(parts)
 
 
-def cookie_key(field: str) -> tuple[str, str, str]:
-    """Of the value of a Set-Cookie field: name, domain and path, by which a browser tells cookies apart."""
+def cookie_key(field: str) -> tuple[str, str, str, bool]:
+    """Of the value of a Set-Cookie field: name, domain, path, and whether each site has its own, by which a browser
+    tells cookies apart."""
     pair, *attributes = field.split("; ")
     values = {name.lower(): value for name, _, value in (attribute.partition("=") for attribute in attributes)}
-    return pair.partition("=")[0], values.get("domain", "").lstrip(".").lower(), values.get("path", "")
+    domain = values.get("domain", "").lstrip(".").lower()
+    return pair.partition("=")[0], domain, values.get("path", ""), "partitioned" in values
 
 
 def _checked(what: str, value: str, pattern: re.Pattern[str]) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastserve._core import RequestCtx
 
-__all__ = ["AsyncHandler", "Handler", "as_handler", "is_async", "run_async"]
+__all__ = ["AsyncHandler", "Handler", "as_handler", "is_async", "is_loop_thread", "run_async"]
 
 _log = logging.getLogger("fastserve.error")
 
@@ -34,9 +34,13 @@ def run_async(handler: AsyncHandler, loop: asyncio.AbstractEventLoop | None = No
     """A handler that detaches its ctx and leaves the reply to a coroutine function, in the context of the call.
 
     It runs on `loop`, which some thread must be running, or on one that a thread of fastserve's runs for all of them.
-    `ctx.complete` is called at its end; what it raises is answered as what a handler raises. The ctx has neither
-    `stream` nor `early_hints` then, and a body that was not received before cannot be read. `Server`, `Router`,
-    `timeout` and `inflate` do this by themselves with `async def` functions.
+    `ctx.complete` is called at its end; what it raises is answered as what a handler raises, and with 503 that it was
+    cancelled. The ctx has neither `stream` nor `early_hints` then, and a body that was not received before cannot be
+    read. `Server`, `Router`, `timeout` and `inflate` do this by themselves with `async def` functions.
+
+    When the server stops, coroutines are waited for as handlers are, and not cancelled; whoever stops `loop` before
+    leaves clients without a reply until they are cut off. `Server.shutdown` blocks: from a coroutine on `loop` call
+    `await asyncio.to_thread(server.shutdown)`, and not from a handler.
     """
     tasks: set[asyncio.Task[None]] = set()  # which nobody else keeps alive
 
@@ -61,10 +65,15 @@ async def _answered(handler: AsyncHandler, ctx: RequestCtx) -> None:
     except BaseException as error:
         from asyncio import CancelledError
 
-        _complete(ctx, error)
         # SystemExit and its like would end the loop for all; a handler that raises it ends nothing either.
-        if isinstance(error, CancelledError):
-            raise
+        if not isinstance(error, CancelledError):
+            _complete(ctx, error)
+            return
+        with suppress(ContextExpired):
+            ctx.error("Service Unavailable", 503)
+            _log.warning("a coroutine was cancelled: its client is told 503")
+        _complete(ctx, None)
+        raise
     else:
         _complete(ctx, None)
 
@@ -86,12 +95,18 @@ def as_handler(handler: Handler | AsyncHandler) -> Handler:
 
 
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
 _lock = threading.Lock()
+
+
+def is_loop_thread() -> bool:
+    """Is this the thread that runs the coroutines which have no loop of their own?"""
+    return threading.current_thread() is _thread
 
 
 def _own_loop() -> asyncio.AbstractEventLoop:
     """Made at first use, by the policy that is set; its thread ends with the process."""
-    global _loop
+    global _loop, _thread
     if _loop is None:
         with _lock:
             if _loop is None:
@@ -99,7 +114,8 @@ def _own_loop() -> asyncio.AbstractEventLoop:
 
                 made = asyncio.new_event_loop()
                 try:
-                    threading.Thread(target=_run, args=(made,), name="fastserve-loop", daemon=True).start()
+                    _thread = threading.Thread(target=_run, args=(made,), name="fastserve-loop", daemon=True)
+                    _thread.start()
                 except BaseException:
                     made.close()
                     raise
@@ -120,8 +136,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 def _forget_loop() -> None:
     """In the child of a fork: its thread is the parent's."""
-    global _loop, _lock
-    _loop, _lock = None, threading.Lock()
+    global _loop, _thread, _lock
+    _loop, _thread, _lock = None, None, threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_loop)

@@ -50,12 +50,14 @@ def parse_date(text: str) -> datetime | None:
     else:
         return None
     year, second = int(match["year"]), int(match["second"])
+    # A leap second is counted as the one before it.
+    rest = (_MONTHS.index(match["month"]) + 1, int(match["day"]), int(match["hour"]), int(match["minute"]),
+            min(second, 59) if second <= 60 else second)
     if len(match["year"]) == 2:
-        latest = time.gmtime().tm_year + 50
+        now = time.gmtime()
+        latest = now.tm_year + 50 - (rest > now[1:6])
         year += (latest - year) // 100 * 100
     try:
-        # A leap second is counted as the one before it.
-        return datetime(year, _MONTHS.index(match["month"]) + 1, int(match["day"]), int(match["hour"]),
-                        int(match["minute"]), min(second, 59) if second <= 60 else second, tzinfo=UTC)
+        return datetime(year, *rest, tzinfo=UTC)
     except ValueError:
         return None

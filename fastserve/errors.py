@@ -50,9 +50,8 @@ class MissingExtra(FastserveError, ImportError):
 
 
 class ServerClosed(FastserveError):
-    """The server was asked for something that only a running one can do, after it had been shut down.
-
-    Also raised in the child of a fork, where every server of the parent counts as shut down.
+    """The server was asked for something that only one can do that was started, before that; or in the child of a
+    fork, where no server of the parent is one.
     """
 
 

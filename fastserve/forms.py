@@ -9,7 +9,6 @@ readers that guess differently are how a filter in front is passed by. What a fo
 
 import importlib
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -51,6 +50,9 @@ _PARAMETER = re.compile(
 boundaries and filenames are sent so. A quote behind a backslash ends the value only if no other does."""
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r]*+(?:\r\n|\Z))*+")
+"""The head of a part: lines that begin with a token and a colon. The library takes white space off a name, that of
+Unicode too, and whoever stands in front may not."""
 _PLAIN_ENCODINGS = frozenset(("7bit", "8bit", "binary"))
 _WHITE = b" \t\r\n"
 # What stands where a body has been read to.
@@ -115,7 +117,6 @@ class _Form:
         self._fields_max = fields_max
         self._files_in_memory = files_in_memory
         self._delimiter = b"\r\n--" + boundary
-        self._closing = self._delimiter + b"--"
         self._next = _BEGIN
         self._boundary_size = 0                 # as it stands in the body, where a boundary is next
         self._held = b""                        # has come, and was not given to the parser
@@ -192,14 +193,16 @@ class _Form:
             content = data.find(b"\r\n\r\n", line, line + PART_HEAD_MAX + 4) + 4
             if content < 4:
                 return at, "the head of a part is too long" if len(data) >= line + PART_HEAD_MAX + 4 else ""
-            # In a head, or with the empty line behind it, some take it for the end.
-            if data.find(self._closing, line, content + len(delimiter)) >= 0:
-                return at, "its end in the head of a part"
-            if len(data) < content + len(delimiter):
+            # In a head, or with the empty line behind it, some take it for the end of that part.
+            if data.find(delimiter, line, content - 2 + len(delimiter)) >= 0:
+                return at, "its boundary in the head of a part"
+            if len(data) < content - 2 + len(delimiter):
                 return at, ""
             head = data[line + 2:content - 4]
             if _CONTROL.search(head.replace(b"\r\n", b"")):
                 return at, f"a control character in the head of a part: {head[:80]!r}"
+            if not _FIELDS.fullmatch(head):
+                return at, f"a line that is no field in the head of a part: {head[:80]!r}"
             self._parts += 1
             at, self._next = content, _CONTENT
 
@@ -251,8 +254,8 @@ class _Form:
 def _library() -> Any:
     # python-multipart can be imported by the same name, with a warning: hence the look for what is used.
     try:
-        # The first look is the fast one.
-        library = sys.modules.get("multipart") or importlib.import_module("multipart")
+        # Not sys.modules, where it stands before it is whole: this waits for another thread that is importing it.
+        library = importlib.import_module("multipart")
         if hasattr(library, "PushMultipartParser"):
             return library
     except (ImportError, Warning):
@@ -290,8 +293,11 @@ def _read_head(head: list[tuple[str, str]]) -> tuple[str, str | None, str]:
     kind, parameters = _read_value(disposition)
     if kind != "form-data" or "name" not in parameters:
         raise _malformed(f"a part that is no field of a form: {disposition[:80]!r}")
-    if "filename*" in parameters and "filename" not in parameters:
-        raise _malformed("filename* without filename, which RFC 7578 forbids")
+    # RFC 2231 forms are read by some. One client (.NET) sends filename* beside filename, and for that alone it is left
+    # out.
+    extended = {name for name in parameters if "*" in name} - ({"filename*"} if "filename" in parameters else set())
+    if extended:
+        raise _malformed(f"{min(extended)[:80]} in the head of a part, which RFC 7578 forbids")
     content_type = fields.get("Content-Type", "").strip(" \t")
     return parameters["name"], parameters.get("filename"), content_type or "application/octet-stream"
 

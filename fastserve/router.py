@@ -53,7 +53,7 @@ class Router:
         def user(ctx):
             ctx.write(f"hello, {ctx.params['name']}")
 
-        Server(router).serve(":8000")
+        Server(router).serve("127.0.0.1:8000")
 
     A pattern is a path, segment by segment: text is itself, `{name}` is one segment that is not empty, `{name:path}`
     is the whole rest, which may be empty and stands at the end only. What they stood for is in `ctx.params`. The path

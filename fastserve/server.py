@@ -19,17 +19,27 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from types import BuiltinFunctionType, TracebackType
 from typing import Any, Self
 
 from fastserve.binds import Bind, parse_bind
 from fastserve.config import Config
-from fastserve.coroutines import AsyncHandler, Handler, as_handler
+from fastserve.coroutines import AsyncHandler, Handler, as_handler, is_loop_thread
 from fastserve.errors import ServerClosed, StartError
 
 try:
-    from fastserve._core import Args, BodyStream, Core, Done, Headers, ReplyStream, RequestCtx
+    from fastserve._core import (
+        Args,
+        BodyStream,
+        Core,
+        Done,
+        Headers,
+        ReplyStream,
+        RequestCtx,
+        is_taking_over,
+        unix_name,
+    )
 except ModuleNotFoundError as _missing:
     if _missing.name != "fastserve._core":
         raise
@@ -66,9 +76,10 @@ class Server:
         self._core: Core | None = None
         self._threads: list[threading.Thread] = []
         self._free_places: list[int] = []
-        self._lock = threading.Lock()
+        # One of its own, because a signal handler may call `shutdown` in the middle of it.
+        self._lock = threading.RLock()
         self._addresses: list[str] = []
-        self._socket_files: list[tuple[str, int, int]] = []
+        self._socket_files: list[tuple[str, tuple[int, ...]]] = []
         self._clean: bool | None = None
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -86,7 +97,8 @@ class Server:
         """Listens and returns at once; installs no signal handler.
 
         `binds`: `host:port` (port 0: the kernel chooses), `[::1]:port`, `unix:/path`, `fd:N`; by default
-        `127.0.0.1:8000`. With `?proxy` behind it each connection begins with a header of the PROXY protocol, version 1
+        `127.0.0.1:8000`. Of `fd:N` a copy is used, and the open file is non-blocking from then on for all who share it.
+        With `?proxy` behind it each connection begins with a header of the PROXY protocol, version 1
         or 2, from one of `trusted_proxies`. StartError if an address cannot be had: then nothing listens.
         """
         self._start(binds, None)
@@ -108,8 +120,9 @@ class Server:
             self._open_log(core)
             for text in binds or ("127.0.0.1:8000",):
                 bind = text if isinstance(text, Bind) else parse_bind(text)
-                for sockets, shared in self._listen(bind):
-                    self._hand_over(core, bind, sockets, shared)
+                with contextlib.closing(self._listen(bind)) as listening:
+                    for sockets, shared in listening:
+                        self._hand_over(core, bind, sockets, shared)
             undo.pop_all()
         self._core = core
         if signals is not None:
@@ -150,15 +163,18 @@ class Server:
                     ready(self)
                 core.wait()
             finally:
-                clean = self.shutdown(0)
+                clean = False
+                with contextlib.suppress(ServerClosed):     # in the child of a fork, which is no server's
+                    clean = self.shutdown(0)
         return clean
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Stops accepting, lets what runs or is queued finish within `timeout` seconds (default:
         `shutdown_timeout`), cuts the rest. True: nothing was cut off. Callable from any thread, and
-        again: a later call may only bring the end nearer. RuntimeError inside a handler, which would
-        wait for itself."""
-        if threading.current_thread() in self._threads:
+        again: a later call may only bring the end nearer. RuntimeError inside a handler, a coroutine on the loop
+        of fastserve's, or a function that has hijacked a connection, which would wait for itself: those leave it to
+        another thread, and do not wait for that."""
+        if threading.current_thread() in self._threads or is_loop_thread() or is_taking_over(self._running_core()):
             raise RuntimeError("a handler cannot wait for the end of its own server")
         return self._stop(timeout, None)
 
@@ -175,7 +191,9 @@ class Server:
                 self._clean = clean
                 self._remove_socket_files()
         leave_at = time.monotonic() + WORKER_EXIT if leave_at is None else leave_at
-        for thread in self._threads:
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(max(0.0, leave_at - time.monotonic()))
         _running.discard(self)
         return self._clean
@@ -198,7 +216,8 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         if self._core is not None and self._clean is None:
-            self.shutdown()
+            with contextlib.suppress(ServerClosed):         # in the child of a fork
+                self.shutdown()
 
     def _running_core(self) -> Core:
         if self._core is None:
@@ -210,8 +229,9 @@ class Server:
     def _start_worker(self, index: int, spare: bool) -> None:
         thread = threading.Thread(target=self._work, args=(index, spare), daemon=True,
                                   name=f"fastserve-worker-{index}")
-        thread.start()
-        self._threads.append(thread)
+        with self._lock:
+            thread.start()
+            self._threads.append(thread)
 
     def _work(self, index: int, spare: bool) -> None:
         try:
@@ -253,22 +273,28 @@ class Server:
 
     # Listeners.
 
-    def _listen(self, bind: Bind) -> Iterator[tuple[list[socket.socket], bool]]:
-        """For each address of a bind, a socket a reactor, and whether all are copies of one."""
+    def _listen(self, bind: Bind) -> Generator[tuple[list[socket.socket], bool]]:
+        """For each address of a bind, a socket a reactor, and whether all are copies of one. Closed when it ends are
+        those that nobody took."""
         count = self._config.reactors or 1
         try:
             if bind.kind == "unix":
                 first = self._listen_unix(bind)
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             elif bind.kind == "fd":
-                first = socket.socket(fileno=os.dup(bind.fd))
+                first = _copy_of(bind.fd)
                 if first.type != socket.SOCK_STREAM or not first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     first.close()
                     raise StartError(f"cannot listen on {bind}: the descriptor is no listening stream socket")
                 yield [first, *(first.dup() for _ in range(count - 1))], count > 1
             else:
-                for sockets in self._listen_name(bind, count):
-                    yield sockets, False
+                made = self._listen_name(bind, count)
+                try:
+                    while made:
+                        yield made.pop(0), False
+                finally:
+                    for s in itertools.chain(*made):
+                        s.close()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StartError(f"cannot listen on {bind}: {reason}") from error
@@ -334,8 +360,7 @@ class Server:
             s.bind(path)
             os.chmod(path, bind.mode)
             s.listen(self._config.backlog)
-            made = os.stat(path)
-            self._socket_files.append((path, made.st_dev, made.st_ino))
+            self._socket_files.append((path, _identity(path)))
         except OSError:
             s.close()
             raise
@@ -343,10 +368,9 @@ class Server:
 
     def _remove_socket_files(self) -> None:
         """Those that this server made, unless somebody has put another file in their place."""
-        for path, device, inode in self._socket_files:
+        for path, made in self._socket_files:
             with contextlib.suppress(OSError):
-                now = os.stat(path)
-                if (now.st_dev, now.st_ino) == (device, inode):
+                if _identity(path) == made:
                     os.unlink(path)
         self._socket_files.clear()
 
@@ -432,6 +456,21 @@ def _has_ipv6() -> bool:
     return True
 
 
+def _identity(path: str) -> tuple[int, ...]:
+    """Of a file. Its number may be given to the next one as soon as it is gone, so when it was made is looked at."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _copy_of(fd: int) -> socket.socket:
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
 def _standard_output(flags: int) -> int:
     """What may have to be waited for, a pipe or a terminal, is opened anew, because others share the descriptor
     that is there; in a file the place to write at is shared with them, and kept so."""
@@ -444,7 +483,7 @@ def _standard_output(flags: int) -> int:
 def _printable(s: socket.socket) -> str:
     name = s.getsockname()
     if s.family == socket.AF_UNIX:
-        return f"unix:{name}"
+        return f"unix:{unix_name(name)}"
     return f"[{name[0]}]:{name[1]}" if s.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
 
 

@@ -23,7 +23,8 @@ _CODINGS: Final = {"zstd": ".zst", "br": ".br", "gzip": ".gz"}
 
 _MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO))
 _FORBIDDEN: Final = frozenset((errno.EACCES, errno.EPERM, errno.ELOOP, errno.EXDEV))
-_SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+_FOR_NOW: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE))
+"""Too few descriptors; what moves, or becomes shorter, while it is looked at."""
 
 
 _NOT_SERVED = re.compile(r"(?:\A|/)(?:\Z|/|\.(?!well-known(?:/|\Z)))|\0")
@@ -36,12 +37,15 @@ class StaticFiles:
         router.get("/static/{name:path}", StaticFiles("public", prefix="/static/"))
 
     The file is named by `ctx.path` without `prefix`. GET and HEAD; other methods: 405. 404: there is none, a segment is
-    empty, `.` or `..` or begins with a dot (`.well-known` aside), or the path does not start with `prefix`. 403: it may
-    not be read, it is no regular file, or a link leads out of the directory (before Linux 5.6: any link). A path that
-    ends with a slash is its `index`; a directory without the slash: 308 to the path with it.
+    empty, `.` or `..` or begins with a dot (`.well-known` aside), it is a socket, or the path does not start with
+    `prefix`. 403: it may not be read, it is no regular file, or a link leads out of the directory or is absolute
+    (before Linux 5.6: any link, and 404 for one to a directory). A path that ends with a slash is its `index`; a
+    directory without the slash: 308 to the path with it, 414 if that is longer than a field may be. 503: descriptors
+    ran out, or the file was changed while it was looked at.
 
-    `precompressed`: where the client likes it, a file beside the named one is sent for it whose name ends with `.zst`,
-    `.br` or `.gz` more. OSError: `root` cannot be opened; it is opened once, and kept until the object is gone.
+    `precompressed`: where the client likes it, a file is sent whose name ends with `.zst`, `.br` or `.gz` more, whether
+    or not there is one without, and however old it is. OSError: `root` cannot be opened; it is opened once, and kept
+    until the object is gone.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, prefix: str = "/", index: str = "index.html",
@@ -95,12 +99,17 @@ class StaticFiles:
     def _refuse(self, ctx: RequestCtx, path: str, error: OSError) -> None:
         if error.errno == errno.EISDIR and not path.endswith("/"):
             query = ctx.query_string.decode("latin-1")
-            ctx.redirect("/" + ctx.raw_path.decode("latin-1").lstrip("/") + "/" + (f"?{query}" if query else ""), 308)
+            location = "/" + ctx.raw_path.decode("latin-1").lstrip("/") + "/" + (f"?{query}" if query else "")
+            try:
+                ctx.redirect(location, 308)
+            except ValueError:
+                # It is longer than fields may be: what is not ASCII is quoted there.
+                ctx.error("URI Too Long", 414)
         elif error.errno in _MISSING:
             ctx.not_found()
         elif error.errno in _FORBIDDEN:
             ctx.error("Forbidden", 403)
-        elif error.errno in _SHORT:
+        elif error.errno in _FOR_NOW:
             ctx.error("Service Unavailable", 503)
             ctx.set_header("Retry-After", "1")
         else:

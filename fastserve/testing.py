@@ -1,23 +1,26 @@
 """For the tests of a program that serves: its handler, asked without a port, and a server on one.
 
 Knows: the public names of fastserve, and how a client speaks. Never sees: the core. Invariant: what is asked goes
-through the parser, the limits and the writer of a real server; when a client or a server is left, nothing of it stays.
+through the parser, the limits and the writer of a real server; when a client or a server is left, nothing of it stays,
+but for the event loop that all coroutines of the process share.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from fastserve import Fields, Server
+from fastserve.errors import ServerClosed
 
 if TYPE_CHECKING:
-    from fastserve import RequestCtx
+    from fastserve.coroutines import AsyncHandler, Handler
 
 __all__ = ["Client", "LiveServer", "Response"]
 
@@ -58,7 +61,7 @@ class Client:
     It may be used by several threads at once.
     """
 
-    def __init__(self, handler: Callable[[RequestCtx], None], **config: Any) -> None:
+    def __init__(self, handler: Handler | AsyncHandler, **config: Any) -> None:
         self._name = f"\0fastserve-{os.urandom(8).hex()}"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._name)
@@ -82,13 +85,16 @@ class Client:
         if content and not names & {"content-length", "transfer-encoding"}:
             lines.append(f"Content-Length: {len(content)}")
         lines += [f"{name}: {value}" for name, value in fields.items()]
-        with self._connected() as wire:
-            wire.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + content)
-            reply = http.client.HTTPResponse(wire, method=method)
-            reply.begin()
-            found = Response(reply.status, reply.reason, Fields(list(reply.headers.items())), reply.read())
-            reply.close()
-            return found
+        with self._connected() as wire, wire.makefile("rb") as stream:
+            # A server that has answered may have closed before it has read all.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                wire.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + content)
+            replies = [_reply(stream, method)]
+            while 100 <= replies[-1].status < 200 and replies[-1].status != 101:
+                # Interim, such as 103. (Kept, because it would close the stream when it goes.)
+                replies.append(_reply(stream, method))
+            reply = replies[-1]
+            return Response(reply.status, reply.reason, Fields(list(reply.headers.items())), reply.read())
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Response:
         """As `request`."""
@@ -145,7 +151,25 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        with contextlib.suppress(ServerClosed):         # in the child of a fork
+            self.close()
+
+
+class _Stream:
+    """What `http.client` wants of a socket."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return self._stream
+
+
+def _reply(stream: io.BufferedReader, method: str) -> http.client.HTTPResponse:
+    """The next one, its head read."""
+    reply = http.client.HTTPResponse(cast("socket.socket", _Stream(stream)), method=method)
+    reply.begin()
+    return reply
 
 
 def _dumped(value: Any) -> bytes:
@@ -163,7 +187,7 @@ class LiveServer:
     `live_server(handler)`.
     """
 
-    def __init__(self, handler: Callable[[RequestCtx], None], **config: Any) -> None:
+    def __init__(self, handler: Handler | AsyncHandler, **config: Any) -> None:
         self.server: Server = Server(handler, **config).start("127.0.0.1:0")
         host, _, port = self.server.addresses[0].rpartition(":")
         self.host: str = host
@@ -178,7 +202,8 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        with contextlib.suppress(ServerClosed):         # in the child of a fork
+            self.close()
 
 
 try:
@@ -190,7 +215,7 @@ else:
     def live_server() -> Iterator[Callable[..., LiveServer]]:
         """`live_server(handler, **config)` starts a LiveServer that ends with the test."""
         with contextlib.ExitStack() as servers:
-            def started(handler: Callable[[RequestCtx], None], **config: Any) -> LiveServer:
+            def started(handler: Handler | AsyncHandler, **config: Any) -> LiveServer:
                 return servers.enter_context(LiveServer(handler, **config))
 
             yield started

@@ -12,7 +12,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 from fastserve.args import Pairs
 from fastserve.errors import ContextExpired
@@ -96,12 +96,12 @@ class Stored:
                 at += _some(len(parts[-1]))
         return b"".join(parts)
 
-    def copy_to(self, out: int) -> None:
-        """Everything, to another descriptor, within the kernel."""
+    def copy_to(self, path: str | os.PathLike[str]) -> None:
+        """Everything, to another file, within the kernel. What was in that goes only when this can be read."""
         at = 0
-        with self._spool.descriptor() as fd:
+        with self._spool.descriptor() as fd, open(path, "wb") as out:
             while at < self._size:
-                at += _some(os.sendfile(out, fd, self._at + at, min(self._size - at, STEP)))
+                at += _some(os.sendfile(out.fileno(), fd, self._at + at, min(self._size - at, STEP)))
 
 
 def _some(moved: int) -> int:
@@ -168,14 +168,17 @@ class File:
         return io.BufferedReader(_Opened(self), READ_AHEAD)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the content to `path`; a file that is there is replaced. OSError as `open` raises it. What lies in a
-        temporary file is copied by sendfile(2)."""
+        """Writes the content to `path`; a file that is there is replaced. OSError as `open` and writing raise it: on a
+        disk that is full some of it is there. What lies in a temporary file is copied by sendfile(2)."""
         content = self._held()
+        if isinstance(content, Stored):
+            content.copy_to(path)
+            return
         with open(path, "wb") as out:
-            if isinstance(content, bytes):
-                out.write(content)
-            else:
-                content.copy_to(out.fileno())
+            out.write(content)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a File belongs to its call")
 
     def __repr__(self) -> str:
         content = self._content

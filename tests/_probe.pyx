@@ -413,7 +413,7 @@ cdef class Peers:
 from fastserve.engine cimport proxy as proxy_words
 
 NO_PROXY, PROXY_LINE_MAX, PROXY_MAX = proxy_words.NO_PROXY, proxy_words.PROXY_LINE_MAX, proxy_words.PROXY_MAX
-WHO = {proxy_words.ITSELF: "itself", proxy_words.SOMEBODY: "somebody", proxy_words.CLIENT: "client"}
+WHO = {proxy_words.SOMEBODY: "somebody", proxy_words.CLIENT: "client"}
 
 
 def proxy_header(bytes data, bint at_start=False):

@@ -769,7 +769,8 @@ cdef public const char* fuzz_proxy(const char* data, size_t size) noexcept nogil
         elif verdict == http1.DONE and (told.size != first.size or told.who != first.who or (
                 told.who == proxy_words.CLIENT and memcmp(&told.client, &first.client, sizeof(told.client)))):
             wrong = b"with more bytes the header says something else"
-        elif verdict == http1.MORE and end >= proxy_words.PROXY_MAX:
+        elif verdict == http1.MORE and end >= (
+                proxy_words.PROXY_LINE_MAX if data[0] == c'P' else proxy_words.PROXY_MAX):
             wrong = b"no verdict comes"
         free(base)
         decided = verdict

@@ -145,7 +145,7 @@ cdef struct Conn:
     uint8_t slow_reader     # its worker gave it up, because the client read too slowly
     uint8_t taken           # atomic: it was hijacked, and who is done with it first; 0: it was not
     uint8_t late            # the call is EXPIRED because its handler took too long
-    uint8_t unsaid          # a proxy's, who said that it is a client's and not whose: nobody knows who speaks
+    uint8_t unsaid          # a proxy's, who did not say whose: nobody knows who speaks
     # of the last call, where requests are timed; nanoseconds
     int64_t committed       # when its handler was over; 0: its reply has left, or it is no handler's
     int64_t called          # atomic: when the handler of a call off lease began

@@ -11,7 +11,7 @@ from fastserve.engine.net cimport c_close
 
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDONLY, O_CLOEXEC, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW, O_DIRECTORY
+    int O_RDONLY, O_CLOEXEC, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW, O_DIRECTORY, O_PATH
     int AT_FDCWD
     int c_openat "openat"(int at, const char* path, int flags) noexcept
 
@@ -70,7 +70,7 @@ cdef inline void file_open(Opened* o, const char* path) noexcept nogil:
 
 cdef inline void file_open_beneath(Opened* o, int root, char* path) noexcept nogil:
     """`path` is relative and has no dot segments. A kernel before 5.6 cannot say where a symbolic link leads: there,
-    none is followed (ELOOP)."""
+    none is followed (ELOOP; ENOTDIR where more stands behind it)."""
     cdef int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY
     cdef int _
     for _ in range(OPEN_TRIES):
@@ -100,7 +100,8 @@ cdef inline void file_walk(Opened* o, int root, char* path) noexcept nogil:
         if end[0] == 0:
             break
         end[0] = 0
-        further = c_openat(at, start, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | O_DIRECTORY)
+        # Directories that may be passed through and not be read are, by openat2 too.
+        further = c_openat(at, start, O_PATH | O_CLOEXEC | O_NOFOLLOW | O_DIRECTORY)
         end[0] = c'/'
         o.fd = -errno if further < 0 else 0
         if at != root:

@@ -7,7 +7,7 @@ longer than one search. The hash has a secret of this process in it: nobody can 
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from fastserve.engine.atomics cimport lock_word, unlock_word
 from fastserve.engine.net cimport AF_INET, AF_INET6, sockaddr_in6
@@ -26,24 +26,25 @@ cdef struct Peers:
 
 
 cdef inline uint64_t peer_key(const sockaddr_in6* address) noexcept nogil:
-    """An IPv4 address, or the first 64 bits of an IPv6 one, which is what one customer has; 0: neither. An IPv4
-    address is put where no IPv6 one can be (0::/8 is reserved, RFC 4291, section 2.5.5)."""
+    """An IPv4 address, or the first 64 bits of an IPv6 one, which is what one customer has; 0: neither. In memory it
+    is the first 8 bytes of an IPv6 address: of ::/64, which would be 0, it is 2::, and an IPv4 address stands behind
+    0001:0000. None of these can be a peer's own (0::/8 is reserved, RFC 4291, section 2.5.5)."""
     cdef const uint8_t* a = <const uint8_t*>&address.sin6_addr
-    cdef uint64_t key = 0
-    cdef uint32_t v4 = 0, i
+    cdef uint64_t key
     if address.sin6_family == AF_INET:
-        memcpy(&v4, <const char*>address + 4, 4)
-    elif address.sin6_family == AF_INET6:
-        for i in range(10):
-            key |= a[i]
-        if key == 0 and a[10] == 0xff and a[11] == 0xff:
-            memcpy(&v4, a + 12, 4)
-        else:
-            memcpy(&key, a, 8)
-            return key if key else 1
-    else:
+        a = <const uint8_t*>address + 4
+    elif address.sin6_family != AF_INET6:
         return 0
-    return <uint64_t>v4 | <uint64_t>1 << 32
+    elif memcmp(a, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0:
+        a += 12
+    else:
+        memcpy(&key, a, 8)
+        if key == 0:
+            memcpy(&key, b"\0\2\0\0\0\0\0\0", 8)
+        return key
+    memcpy(&key, b"\0\1\0\0", 4)
+    memcpy(<char*>&key + 4, a, 4)
+    return key
 
 
 cdef inline bint peers_make(Peers* p, uint32_t connections, uint64_t secret) noexcept nogil:

@@ -5,8 +5,8 @@ descriptor, a clock, what becomes of a connection.
 Invariant: a verdict depends on the shortest prefix that decides it, so any cut of the same bytes gives the same one;
 it comes within PROXY_MAX bytes. Nothing outside [base, base + length) is read, nothing is allocated.
 
-Where the text leaves a choice, this parser refuses: datagrams, and any command, family and protocol that it does not
-name together. What stands behind the addresses (TLVs, a checksum among them) is skipped unread.
+Where the text leaves a choice, this parser refuses: any command, family and protocol that it does not name together.
+What stands behind the addresses (TLVs, a checksum among them) is skipped unread.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
@@ -26,9 +26,8 @@ cdef enum:
     NO_PROXY = 2                # a verdict beside MORE and DONE: this is no header
 
 cdef enum:                      # who is at the other end of a proxy's connection
-    ITSELF = 0                  # the proxy, which asks on its own behalf
-    SOMEBODY = 1                # a client, and nothing says who
-    CLIENT = 2                  # a client of a known address
+    SOMEBODY = 0                # nothing says who: a client, or the proxy itself
+    CLIENT = 1                  # a client of a known address
 
 cdef enum:
     WORD_MAX = 46               # bytes of the longest address in words, and a NUL
@@ -185,16 +184,18 @@ cdef inline int proxy_block(Told* t, const char* base, uint32_t length) noexcept
         return MORE
     size = FIXED + (<uint32_t>b[14] << 8 | b[15])
     memset(&t.client, 0, sizeof(t.client))
-    if b[12] == 0x20:
-        # LOCAL, whatever family it names.
-        t.who, need = ITSELF, 0
+    if b[12] == 0x20 or (b[12] == 0x21 and b[13] == 0x00):
+        # LOCAL, whatever family it names: of the proxy's own connections, but HAProxy says it of those, too, whose
+        # client it has no address for. And unspecified.
+        t.who, need = SOMEBODY, 0
     elif b[12] != 0x21:
         return NO_PROXY
-    elif b[13] == 0x00:
-        t.who, need = SOMEBODY, 0
-    elif b[13] == 0x31:
+    elif b[13] == 0x31 or b[13] == 0x32:
         # From unix socket to unix socket, on another machine for all that we know.
         t.who, need = SOMEBODY, 216
+    elif b[13] == 0x12 or b[13] == 0x22:
+        # Datagrams: as good as unspecified, as the text wants it from whoever does not know them.
+        t.who, need = SOMEBODY, 12 if b[13] == 0x12 else 36
     elif b[13] == 0x11:
         t.who, need = CLIENT, 12
         t.client.sin6_family = <unsigned short>AF_INET

@@ -69,11 +69,13 @@ cdef enum:                      # what the core has to say; the keeper puts it i
     NOTE_WAITED = 6
     NOTE_DEAD = 7
     NOTE_FORGOTTEN = 8
-    NOTE_PROXY = 9
-    NOTE_HANDLER = 10           # a handler whose time is up: `value` is its thread, 0: its ctx is detached
-    NOTE_REFUSED = 11           # each of them, when asked for
-    NOTE_STACKS = 12            # each time that a signal asks
-    NOTE_KINDS = 13
+    NOTE_STRANGER = 9           # came to a listener of proxies and is none: `value` is its `peer_key`, here and next
+    NOTE_NO_HEADER = 10
+    NOTE_LATE_HEADER = 11
+    NOTE_HANDLER = 12           # a handler whose time is up: `value` is its thread, 0: its ctx is detached
+    NOTE_REFUSED = 13           # each of them, when asked for
+    NOTE_STACKS = 14            # each time that a signal asks
+    NOTE_KINDS = 15
 
 
 cdef struct Stats:

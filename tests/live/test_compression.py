@@ -10,13 +10,14 @@ import random
 import sys
 import threading
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import PATIENCE, Reply, Running, Serve, chunked, request
 
-from fastserve import RequestCtx, Router, compress, inflate
+from fastserve import RequestCtx, Router, StaticFiles, compress, inflate
 
 TEXT = b"the same words again and again, " * 100
 READ = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}
@@ -79,6 +80,8 @@ def test_who_does_not_want_it_gets_it_plain(serve: Serve) -> None:
     lambda ctx: setattr(ctx, "content_type", "text/event-stream"), lambda ctx: setattr(ctx, "content_type", "nonsense"),
     lambda ctx: ctx.set_header("Cache-Control", "public, No-Transform"), lambda ctx: setattr(ctx, "status", 206),
     lambda ctx: ctx.set_header("Content-Range", "bytes 0-1/2"),
+    lambda ctx: ctx.set_header("Content-Digest", "sha-256=:AA==:"),
+    lambda ctx: [ctx.add_header("X", "x" * 1100) for _ in range(6)],     # no room for more fields is left
 ])
 def test_what_is_left_alone(serve: Serve, step: Any) -> None:
     assert left_alone(compressed(serve, step))
@@ -104,6 +107,34 @@ def test_fields_that_were_there(serve: Serve) -> None:
     for tag, weak in (('"a"', 'W/"a"'), ('W/"a"', 'W/"a"')):
         assert compressed(serve, lambda ctx, tag=tag: ctx.set_header("ETag", tag)).get("ETag") == weak
         assert compressed(serve, lambda ctx, tag=tag: ctx.set_header("ETag", tag), accept="").get("ETag") == tag
+
+
+def test_304_has_the_fields_of_the_whole(serve: Serve) -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_header("ETag", '"a"')
+        ctx.write(TEXT)
+        if ctx.headers.get("if-none-match"):
+            ctx.not_modified()
+
+    with serve(compress(handler), workers=2).connect() as wire:
+        for accept, tag in ((("Accept-Encoding: gzip",), 'W/"a"'), ((), '"a"')):
+            whole, known = wire.get("/", *accept), wire.get("/", 'If-None-Match: W/"a"', *accept)
+            assert (whole.status, known.status, known.body) == (200, 304, b"")
+            for reply in (whole, known):
+                assert (reply.get("ETag"), reply.getall("Vary")) == (tag, ["Accept-Encoding"])
+
+
+@pytest.mark.parametrize("size", [10_000, 50_000])
+def test_files_are_left_alone(serve: Serve, tmp_path: Path, size: int) -> None:
+    """Small ones too, which are read, and 304 of them."""
+    (tmp_path / "a.txt").write_bytes(b"a" * size)
+    for handler in (StaticFiles(tmp_path), lambda ctx: ctx.send_file(tmp_path / "a.txt")):
+        with serve(compress(handler), workers=2).connect() as wire:
+            whole = wire.get("/a.txt", "Accept-Encoding: gzip")
+            assert (whole.get("Content-Encoding"), whole.get("Vary"), len(whole.body)) == (None, None, size)
+            tag = whole.get("ETag")
+            known = wire.get("/a.txt", "Accept-Encoding: gzip", f"If-None-Match: {tag}")
+            assert (known.status, known.get("ETag"), known.get("Vary")) == (304, tag, None)
 
 
 def test_a_stream_goes_through(serve: Serve) -> None:
@@ -183,6 +214,11 @@ def test_a_bomb(serve: Serve) -> None:
     assert sent(inflating(serve), gzip.compress(b"") * 17, "gzip").status == 400
     for size, status in ((1000, 200), (1001, 413)):
         assert sent(inflating(serve, limit=1000), gzip.compress(bytes(size)), "gzip").status == status
+
+
+def test_no_limit_is_negative() -> None:
+    with pytest.raises(ValueError, match=r"^a limit of bytes is not negative: -1$"):
+        inflate(lambda ctx: None, limit=-1)
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "gzip, gzip, gzip", "compress"])

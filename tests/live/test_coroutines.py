@@ -9,7 +9,7 @@ import contextvars
 import threading
 
 import pytest
-from conftest import Serve, request
+from conftest import Serve, request, wait_for
 
 from fastserve import RequestCtx, Router, run_async, timeout
 
@@ -144,6 +144,54 @@ def test_a_loop_that_is_stopped_goes_on(serve: Serve) -> None:
 
     server = serve(handler, workers=2, reactors=1)
     assert [server.get(path).body for path in ("/stop", "/interrupt", "/", "/")] == [b"still here"] * 4
+
+
+def test_a_coroutine_that_is_cancelled(serve: Serve) -> None:
+    """The program is about to end, or so: before its first step, or behind it."""
+    inside = threading.Event()
+
+    async def handler(ctx: RequestCtx) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if ctx.path == "/soon":
+            task.cancel()
+        else:
+            inside.set()
+            asyncio.get_running_loop().call_soon(task.cancel)
+        await asyncio.sleep(600)
+
+    wire = serve(handler, workers=2, reactors=1).connect()
+    for path in ("/soon", "/later"):
+        reply = wire.get(path)
+        assert (reply.status, reply.body) == (503, b"Service Unavailable")
+    wait_for(inside)
+    assert serve.warnings() == ["a coroutine was cancelled: its client is told 503"] * 2
+
+
+def test_a_coroutine_cannot_wait_for_the_end_of_its_server(serve: Serve) -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        with pytest.raises(RuntimeError, match="its own server"):
+            server.server.shutdown(0)
+        ctx.write("still here")
+
+    server = serve(handler, workers=2, reactors=1)
+    assert server.get().body == b"still here"
+
+
+def test_a_stop_waits_for_coroutines(serve: Serve) -> None:
+    inside = threading.Event()
+
+    async def handler(ctx: RequestCtx) -> None:
+        waits = asyncio.get_running_loop().run_in_executor(None, ctx.done.wait, 60)
+        inside.set()
+        await waits
+        ctx.write("before the end")
+
+    server = serve(handler, workers=2, reactors=1)
+    wire = server.connect().send(request())
+    wait_for(inside)
+    assert server.shutdown(60)
+    assert (wire.read().body, wire.ended()) == (b"before the end", True)
 
 
 def test_a_coroutine_may_complete_its_ctx_itself(serve: Serve) -> None:

@@ -166,7 +166,11 @@ def test_json_api(example: Example) -> None:
     for wrong in ([], {"title": "x"}, {"title": "", "done": True}, {"title": "x" * 201, "done": True},
                   {"title": "x", "done": 1}, {"title": "x", "done": True, "more": 1}):
         assert refused(example.post("/notes", wrong), 400, "a note is")
-    assert example.ask("DELETE", "/notes").headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+    wrong_method = example.ask("DELETE", "/notes")
+    assert wrong_method.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+    assert refused(wrong_method, 405, "DELETE /notes") and refused(example.get("/elsewhere"), 404, "/elsewhere")
+    assert refused(example.ask("POST", "/notes", b'{"title": "\\ud800", "done": true}'), 400, "")
+    assert len(example.get("/notes").json()) == 2
     malformed = example.raw(b"GET /notes HTTP/1.1\r\n\r\n")         # no Host
     assert malformed.startswith(b"HTTP/1.1 400 ") and b'"title":"Bad Request"' in malformed
 
@@ -275,7 +279,12 @@ def test_websocket(example: Example) -> None:
                 self.left = list(self.ws.events())
             return self.left.pop(0)
 
-    assert example.get("/echo").status == 426
+    refused = example.get("/echo")
+    assert (refused.status, refused.headers["Sec-WebSocket-Version"]) == (400, "13")
+    for wrong in (b"GET /echo HTTP/1.0\r\n\r\n", b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                  b"Connection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: \xe9\r\n"
+                  b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"):
+        assert example.raw(wrong).startswith(b"HTTP/1.1 400 "), wrong
     one, two = Socket(), Socket()
     one.say(TextMessage("grüß"), Ping(b"there?"), BytesMessage(bytes(range(256)) * 400))
     assert one.hear() == TextMessage("grüß") and one.hear() == Pong(b"there?")

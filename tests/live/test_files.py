@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import threading
+import time
 from datetime import UTC, datetime
 from email import message_from_bytes
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from conftest import Reply, Running, Serve, request, wait_for, wait_until
 
 from fastserve import RequestCtx, StaticFiles
-from fastserve.dates import format_date
+from fastserve.dates import format_date, parse_date
 from tests.live.test_ctx import say
 
 SIZES = [0, 1, 16384, 16385, 100_000, 3_000_000]
@@ -116,6 +117,78 @@ def test_what_is_said_last_counts(serve: Serve, tmp_path: Path, size: int) -> No
         assert say(serve, *steps).body == body
 
 
+@pytest.mark.parametrize(("first", "second"), [(10, 50_000), (50_000, 20), (30, 40)])
+def test_what_came_with_a_file_goes_with_it(serve: Serve, tmp_path: Path, first: int, second: int) -> None:
+    """Whether all of it was to be sent, a part, several, or nothing."""
+    one, _ = file_of(tmp_path, first, "one")
+    two, content = file_of(tmp_path, second, "two")
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_header("X", "kept")
+        ctx.send_file(one)
+        if ctx.path == "/other":
+            ctx.set_header("ETag", '"other"')
+        if ctx.path == "/text":
+            ctx.write("te")
+            ctx.write("xt")
+        else:
+            ctx.send_file(two)
+
+    server = serve(handler, workers=2)
+    alone = serve(lambda ctx: ctx.send_file(two), workers=2).get()
+    tag = serve(lambda ctx: ctx.send_file(one), workers=2).get().get("ETag")
+    assert tag != alone.get("ETag")
+    for fields in ([], [f"If-None-Match: {tag}"], ["Range: bytes=99999999-"]):
+        reply = asked(server, "GET", "/", *fields)
+        assert (reply.status, reply.get("X")) == ((416, None) if "Range" in str(fields) else (200, "kept")), fields
+        if reply.status == 200:
+            assert (reply.body, reply.getall("ETag")) == (content, alone.getall("ETag"))
+    for text, found in (("0-3", content[:4]), (f"{first - 2}-", content[first - 2:])):
+        reply = asked(server, "GET", "/", f"Range: bytes={text}")
+        assert (reply.status, reply.body, reply.getall("ETag")) == (206, found, alone.getall("ETag")) or not found
+        assert len(reply.getall("Content-Range")) == 1
+    for fields in ([], [f"If-None-Match: {tag}"], ["Range: bytes=0-3"], ["Range: bytes=0-0,2-3"]):
+        reply = asked(server, "GET", "/text", *fields)
+        assert (reply.status, reply.body, reply.get("ETag"), reply.get("Last-Modified"), reply.get("Content-Range"),
+                reply.get("X")) == (200, b"text", None, None, None, "kept")
+    assert asked(server, "GET", "/other").getall("ETag") == ['"other"']
+
+
+@pytest.mark.parametrize("size", [10, 50_000])
+def test_a_file_is_no_body_that_was_written(serve: Serve, tmp_path: Path, size: int) -> None:
+    path, _ = file_of(tmp_path, size)
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.send_file(path)
+        assert ctx.response_body == b""
+        ctx.set_body_file(os.open(path, os.O_RDONLY), 0, size)
+        assert ctx.response_body == b""
+        ctx.write("x")
+        assert ctx.response_body == b"x"
+
+    assert serve(handler, workers=2).get().body == b"x"
+
+
+def test_a_modification_of_ones_own(serve: Serve, tmp_path: Path) -> None:
+    """It is what conditions are about."""
+    path, content = file_of(tmp_path, 50_000)
+    own = "Wed, 01 Jan 2020 00:00:00 GMT"
+
+    def handler(ctx: RequestCtx) -> None:
+        ctx.set_header("Last-Modified", own)
+        ctx.send_file(path)
+
+    server = serve(handler, workers=2)
+    assert server.get().getall("Last-Modified") == [own]
+    for field, status in (
+        (f"If-Modified-Since: {own}", 304), ("If-Modified-Since: Tue, 31 Dec 2019 23:59:59 GMT", 200),
+        (f"If-Unmodified-Since: {own}", 200), ("If-Unmodified-Since: Tue, 31 Dec 2019 23:59:59 GMT", 412),
+    ):
+        assert asked(server, "GET", "/", field).status == status, field
+    reply = asked(server, "GET", "/", "Range: bytes=0-9", f"If-Range: {own}")
+    assert (reply.status, reply.body) == (206, content[:10])
+
+
 def test_conditions(serve: Serve, tmp_path: Path) -> None:
     path, content = file_of(tmp_path, 50_000)
     server = serve(lambda ctx: ctx.send_file(path), workers=2)
@@ -167,6 +240,64 @@ def test_several_ranges(serve: Serve, tmp_path: Path) -> None:
     boundary = kind.partition("boundary=")[2].encode()
     bodies = [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in reply.body.split(b"--" + boundary)[1:-1]]
     assert bodies == [content[:10], content[100_000:299_999], content[-1:]]
+
+
+@pytest.mark.usefixtures("own_loop")
+def test_several_ranges_are_a_body_as_any(serve: Serve, tmp_path: Path) -> None:
+    """Made at once, so that fields may be set behind them, and by whoever may not stream."""
+    path, content = file_of(tmp_path, 300_000)
+
+    async def later(ctx: RequestCtx) -> None:
+        ctx.send_file(path)
+        ctx.set_header("X", "set behind it")
+
+    def now(ctx: RequestCtx) -> None:
+        ctx.send_file(path)
+        ctx.set_header("X", "set behind it")
+
+    for handler in (now, later):
+        server = serve(handler, workers=2)
+        reply = asked(server, "GET", "/", "Range: bytes=0-9,20-29")
+        assert (reply.status, reply.get("X")) == (206, "set behind it")
+        assert content[:10] in reply.body and content[20:30] in reply.body and reply.get("ETag")
+
+
+def test_too_much_in_several_ranges(serve: Serve, tmp_path: Path) -> None:
+    """More than a MiB, or of a coding: the whole. However slowly it is read, it holds no worker."""
+    path, content = file_of(tmp_path, 20_000_000)
+    server = serve(lambda ctx: ctx.send_file(path) if ctx.path == "/file" else ctx.write("served"), workers=2)
+    many = f"Range: bytes=0-0,2-{1 << 20}"
+    reply = asked(server, "GET", "/file", many)
+    assert (reply.status, reply.body) == (206, reply.body) and len(reply.body) > 1 << 20
+    slow = [server.connect(receive_buffer=4096).send(request("GET", "/file", "Range: bytes=0-0,2-9999999"))
+            for _ in range(4)]
+    for wire in slow:
+        assert wire.more()
+    assert server.get().body == b"served"
+    for wire in slow:
+        reply = wire.read()
+        assert (reply.status, reply.get("Content-Range"), reply.body) == (200, None, content)
+
+    def coded(ctx: RequestCtx) -> None:
+        ctx.set_header("Content-Encoding", "gzip")
+        ctx.send_file(path)
+
+    assert asked(serve(coded, workers=2), "HEAD", "/", "Range: bytes=0-0,2-2").status == 200
+    assert asked(serve(coded, workers=2), "GET", "/", "Range: bytes=0-0,2-2").status == 200
+
+
+def test_beyond_what_32_bits_count(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)
+        file.seek(-4, os.SEEK_END)
+        file.write(b"last")
+    server = serve(lambda ctx: ctx.send_file(path), workers=2)
+    reply = asked(server, "GET", "/", f"Range: bytes={5 * 2**30 - 50_000}-")
+    assert (len(reply.body), reply.body[-5:]) == (50_000, b"\0last")
+    reply = asked(server, "GET", "/", f"Range: bytes=0-0,{5 * 2**30 - 4}-")
+    assert b"\r\n\r\nlast\r\n--" in reply.body
+    assert asked(server, "HEAD").get("Content-Length") == str(5 * 2**30)
 
 
 def test_what_is_no_file(serve: Serve, tmp_path: Path) -> None:
@@ -319,6 +450,7 @@ def test_a_directory_without_its_slash(serve: Serve, tree: Path) -> None:
     for path, location in (("/sub", "/sub/"), ("/sub/deep?a=1", "/sub/deep/?a=1"), ("/s%75b", "/s%75b/")):
         reply = server.get(path)
         assert (reply.status, reply.get("Location")) == (308, location)
+    assert server.get("/sub?" + "a" * 7500).status == 414
 
 
 def test_methods(serve: Serve, tree: Path) -> None:
@@ -353,7 +485,16 @@ def test_precompressed(serve: Serve, tree: Path) -> None:
         assert (reply.get("Content-Encoding"), reply.get("Vary")) == (coding, "Accept-Encoding")
         assert reply.body == body or gzip.decompress(reply.body) == text
         assert reply.get("Content-Type") == "text/plain; charset=utf-8"
+    tags = {asked(server, "GET", "/a.txt", f"Accept-Encoding: {accept}").get("ETag") for accept in ("gzip", "br", "x")}
+    assert len(tags) == 3
+    # As old and as long as each other, they are not each other.
+    for suffix in ("", ".gz", ".br"):
+        (tree / f"a.txt{suffix}").write_bytes(b"the same size")
+        os.utime(tree / f"a.txt{suffix}", (1, 1))
+    tags = {asked(server, "GET", "/a.txt", f"Accept-Encoding: {accept}").get("ETag") for accept in ("gzip", "br", "x")}
+    assert len(tags) == 3
     plain = serve(StaticFiles(tree), workers=2)
+    (tree / "a.txt").write_bytes(text)
     reply = asked(plain, "GET", "/a.txt", "Accept-Encoding: gzip")
     assert (reply.get("Content-Encoding"), reply.get("Vary"), reply.body) == (None, None, text)
 
@@ -367,11 +508,26 @@ def test_no_descriptor_is_left(tree: Path) -> None:
 
 
 def test_the_time_of_a_file_is_its_field(serve: Serve, tmp_path: Path) -> None:
-    for seconds in (0, 1, 1_700_000_000, 4_000_000_000):
+    for seconds in (-2_000_000_000, 0, 1, 1_700_000_000):
         path, _ = file_of(tmp_path, 10)
         os.utime(path, (seconds, seconds))
         reply = say(serve, lambda ctx, path=path: ctx.send_file(path))
         assert reply.get("Last-Modified") == format_date(datetime.fromtimestamp(seconds, UTC))
+
+
+def test_no_file_was_changed_in_the_future(serve: Serve, tmp_path: Path) -> None:
+    """RFC 9110, section 8.8.2.1. Its tag says which future it was."""
+    tags = set()
+    for seconds in (4_000_000_000, 4_000_000_001):
+        path, _ = file_of(tmp_path, 10)
+        os.utime(path, (seconds, seconds))
+        for steps in ([], [lambda ctx: ctx.set_header("X", "1")]):
+            before = int(time.time())
+            reply = say(serve, *steps, lambda ctx, path=path: ctx.send_file(path))
+            changed = parse_date(reply.get("Last-Modified") or "")
+            assert changed is not None and before <= changed.timestamp() <= time.time()
+            tags.add(reply.get("ETag"))
+    assert len(tags) == 2
 
 
 def test_half_closed(serve: Serve, tmp_path: Path) -> None:

@@ -53,6 +53,23 @@ def told(address: str) -> object:
     return json.loads(got.partition(b"\r\n\r\n")[2])
 
 
+def test_a_child_leaves_the_server_alone(script: Run) -> None:
+    """It goes its way, out of a `with` too: the server is its parent's."""
+    process = script("""
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from fastserve.testing import Client
+
+with Server(lambda ctx: ctx.write("alive"), workers=2).start("127.0.0.1:0"), Client(lambda ctx: None, workers=2):
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+    assert process.line() == "7"
+    assert process.status() == 0
+
+
 def test_a_handler_may_run_programs(script: Run) -> None:
     process = script(FORKS + """
 def handler(ctx):

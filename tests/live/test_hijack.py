@@ -5,13 +5,14 @@ has a connection it is counted and has no buffers; afterwards everything is give
 """
 
 import os
+import queue
 import random
 import socket
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import Running, Serve, request, wait_for, wait_until
+from conftest import PATIENCE, Running, Serve, request, wait_for, wait_until
 
 from fastserve import BadRequest, RequestCtx
 
@@ -46,6 +47,23 @@ def test_behind_the_reply_the_connection_is_the_functions(serve: Serve, config: 
     assert wire.half_close().read_to_end() == b"bye"
     wait_until(lambda: server.stats()["connections"] == 0, "the slot")
     assert (server.stats()["hijacked"], server.stats()["requests"]) == (1, 1)
+
+
+def test_a_function_cannot_wait_for_the_end_of_its_server(serve: Serve) -> None:
+    """Of another server it can."""
+    told: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def stop(wire: socket.socket, data: bytes) -> None:
+        for one in (server, other):
+            try:
+                told.put(one.server.shutdown(60))
+            except RuntimeError as error:
+                told.put(str(error))
+
+    server, other = serve(lambda ctx: ctx.hijack(stop), workers=2), serve(lambda ctx: None, workers=2)
+    assert server.get().status == 200
+    assert told.get(timeout=PATIENCE) == "a handler cannot wait for the end of its own server"
+    assert told.get(timeout=PATIENCE) is True
 
 
 def test_what_came_behind_the_request_is_handed_over(serve: Serve) -> None:

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Running, Serve, request, wait_for, wait_until
@@ -635,9 +637,11 @@ def test_an_inherited_unix_socket(tmp_path: Path, reactors: int) -> None:
 
 def test_what_is_no_listener_is_an_error(tmp_path: Path) -> None:
     with socket.socket() as idle, open(tmp_path / "file", "w") as file:
+        before = os.listdir("/proc/self/fd")
         for descriptor in (idle.fileno(), file.fileno()):
             with Server(hello) as server, pytest.raises(StartError):
                 server.start(f"fd:{descriptor}")
+        assert os.listdir("/proc/self/fd") == before
 
 
 def ipv6() -> bool:
@@ -766,6 +770,26 @@ def test_a_socket_file_of_somebody_else_is_not_removed(tmp_path: Path) -> None:
         path.unlink()
         path.write_text("precious")
     assert path.read_text() == "precious"
+
+
+def test_a_socket_file_with_the_number_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor's, where a file system gives a number away as soon as it is free."""
+    path = tmp_path / "s"
+    real = os.stat
+    first = Server(hello).start(f"unix:{path}")
+    number = real(path).st_ino
+
+    def stat(name: Any, **options: Any) -> Any:
+        found = real(name, **options)
+        return SimpleNamespace(st_dev=found.st_dev, st_ino=number, st_ctime_ns=found.st_ctime_ns, st_mode=found.st_mode)
+
+    path.unlink()
+    monkeypatch.setattr(os, "stat", stat)
+    with Server(hello).start(f"unix:{path}") as second:
+        assert first.shutdown(60)
+        assert path.is_socket()
+        assert second.addresses == [f"unix:{path}"]
+    assert not path.exists()
 
 
 def stuck(serve: Serve) -> tuple[Running, threading.Event]:

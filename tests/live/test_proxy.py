@@ -10,6 +10,8 @@ import contextlib
 import ipaddress
 import json
 import os
+import queue
+import select
 import signal
 import socket
 import struct
@@ -94,7 +96,7 @@ def test_with_a_header(serve: Serve, header: bytes, told: str) -> None:
 
 @pytest.mark.parametrize("reactors", [1, 3])
 def test_many_at_once(serve: Serve, reactors: int) -> None:
-    """More than one turn takes in a batch, each with an address of its own."""
+    """Each with an address of its own."""
     server = proxied(serve, reactors=reactors, workers=4)
     wires = [server.connect().send(of(f"203.0.113.{n}"), request()) for n in range(256)]
     for n, wire in enumerate(wires):
@@ -117,10 +119,16 @@ def test_cut_anywhere(serve: Serve, header: bytes, client: bytes) -> None:
         wait_until(lambda: server.stats()["connections"] == 0, "an empty server")
 
 
-def test_an_own_connection_of_the_proxy(serve: Serve) -> None:
-    """LOCAL, and clients of whom nothing is said: the address is the connection's."""
+NOBODY_SAYS = [
+    LOCAL, UNKNOWN, SIGNATURE + b"\x21\0\0\0", SIGNATURE + b"\x21\x31\0\xd8" + b"/x".ljust(216, b"\0"),
+    SIGNATURE + b"\x21\x12\0\x0c" + bytes(12),
+]
+
+
+def test_a_connection_of_nobody_knows_whom(serve: Serve) -> None:
+    """The proxy's own, and clients of whom nothing is said: the address is the connection's."""
     server = proxied(serve)
-    for header in (LOCAL, UNKNOWN, SIGNATURE + b"\x21\0\0\0", SIGNATURE + b"\x21\x31\0\xd8" + b"/x".ljust(216, b"\0")):
+    for header in NOBODY_SAYS:
         wire = server.connect().send(header, request())
         assert wire.read().body.decode() == f"{wire.socket.getsockname()} 127.0.0.1 1"
 
@@ -131,8 +139,7 @@ def test_client_ip(serve: Serve) -> None:
     server = proxied(serve, trusted_proxies="127.0.0.1, 10.0.0.0/8")
     for header, client in (
         (of("203.0.113.7"), "203.0.113.7"), (of("10.1.2.3"), "198.51.100.9"), (block("10.1.2.3", 1), "198.51.100.9"),
-        (LOCAL, "198.51.100.9"), (UNKNOWN, "127.0.0.1"), (SIGNATURE + b"\x21\0\0\0", "127.0.0.1"),
-        (SIGNATURE + b"\x21\x31\0\xd8" + bytes(216), "127.0.0.1"),
+        *((header, "127.0.0.1") for header in NOBODY_SAYS),
     ):
         reply = server.exchange(header, request("GET", "/", "X-Forwarded-For: 198.51.100.9"))
         assert reply.body.split()[2] == client.encode(), header
@@ -208,14 +215,15 @@ def test_a_stranger(serve: Serve, sent: bytes) -> None:
     check_refused(server, 1)
     assert server.exchange(LINE, request()).status == 200
     wait_until(lambda: serve.warnings(), "a warning")
-    assert any("none of trusted_proxies" in text for text in serve.warnings())
+    assert serve.warnings() == [
+        f"connections to a listener of proxies are reset: {STRANGER} is none of trusted_proxies"]
 
 
 NOT_A_HEADER = [
     GET, b"\r\n" + GET, b"PROXY\r\n" + GET, b"PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n" + GET,
     b"PROXY TCP4 1.2.3.4 ::1 1 1\r\n", b"PROXY UNKNOWN" + b"x" * 100, LINE.replace(b"\r", b"") + GET,
     SIGNATURE + b"\x11\x11\0\x0c" + bytes(12) + GET,
-    SIGNATURE + b"\x21\x12\0\x0c" + bytes(12) + GET, SIGNATURE + b"\x21\x11\0\x0b" + bytes(11) + GET,
+    SIGNATURE + b"\x21\x12\0\x0b" + bytes(11) + GET, SIGNATURE + b"\x21\x11\0\x0b" + bytes(11) + GET,
     SIGNATURE + b"\x21\x11\xff\xff", SIGNATURE + b"\x20\x00\x0f\xf1", b"\x16\x03\x01\x02\x00",
 ]
 
@@ -230,7 +238,21 @@ def test_what_is_no_header(serve: Serve) -> None:
     assert server.exchange(LINE, request()).status == 200
     wait_until(lambda: serve.warnings(), "a warning")
     assert [text for text in serve.warnings() if "PROXY" in text] == [
-        "connections to a listener of proxies are reset: they do not begin with a PROXY header"]
+        "connections to a listener of proxies are reset: what 127.0.0.1 sent is no PROXY header"]
+
+
+def test_each_reason_is_logged_once(serve: Serve) -> None:
+    """None of them hides another."""
+    server = proxied(serve, header_timeout=0.2)
+    for _ in range(2):
+        assert is_sent_away(server.address)
+        assert server.connect().send(GET).gone()
+        assert server.connect().gone()
+    wait_until(lambda: len(serve.warnings()) == 3, "three warnings")
+    said = sorted(text.removeprefix("connections to a listener of proxies are reset: ") for text in serve.warnings())
+    assert said == [
+        "127.0.0.2 is none of trusted_proxies", "no whole PROXY header came from 127.0.0.1 within header_timeout",
+        "what 127.0.0.1 sent is no PROXY header"]
 
 
 def test_who_leaves_before_the_header_is_whole_is_no_fault(serve: Serve) -> None:
@@ -244,11 +266,21 @@ def test_who_leaves_before_the_header_is_whole_is_no_fault(serve: Serve) -> None
 
 
 def test_header_timeout(serve: Serve) -> None:
-    """From accept: with nothing, and with some of a header, which further bytes do not prolong."""
+    """From accept, with a reset: with nothing, and with some of a header, which further bytes do not prolong."""
     server = proxied(serve, header_timeout=0.2)
     wires = [server.connect().send(sent) for sent in (b"", b"P", LINE[:-1], SIGNATURE, block("1.2.3.4", 1)[:-1])]
     for wire in wires:
-        assert wire.gone()
+        with pytest.raises(ConnectionResetError):
+            wire.ended()
+    slow, longest = server.connect(), block("203.0.113.7", 1, bytes(4096 - 28))
+    wires.append(slow)
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        for n in range(4095):
+            slow.send(longest[n:n + 1])
+            if not n % 16 and select.select([slow.socket], [], [], 0.02)[0]:
+                break
+        else:
+            pytest.fail("a byte now and then keeps a connection for ever")
     check_refused(server, len(wires))
     wait_until(lambda: serve.warnings(), "a warning")
     assert any("within header_timeout" in text for text in serve.warnings())
@@ -266,9 +298,10 @@ def test_behind_the_header_the_deadlines_are_those_of_a_request(serve: Serve) ->
 
 # Limits of connections
 
-def test_max_conns_per_ip_counts_clients_and_no_proxy(serve: Serve) -> None:
+@pytest.mark.parametrize("reactors", [1, 3])
+def test_max_conns_per_ip_counts_clients_and_no_proxy(serve: Serve, reactors: int) -> None:
     """Here by two listeners, one of which has no proxies; the proxy has as many connections as it likes."""
-    server = proxied(serve, BIND, "127.0.0.1:0", max_conns_per_ip=2)
+    server = proxied(serve, BIND, "127.0.0.1:0", max_conns_per_ip=2, reactors=reactors, workers=4)
     silent = [server.connect() for _ in range(5)]
     own = [server.connect().send(header) for header in (LOCAL, UNKNOWN) for _ in range(3)]
     ours = [server.connect().send(header) for header in (LINE, block("203.0.113.7", 1))]
@@ -291,10 +324,63 @@ def test_max_conns_per_ip_counts_clients_and_no_proxy(serve: Serve) -> None:
     assert server.connect().send(LINE).get().status == 200
     assert server.connect().send(LINE).read().status == 429
     # Who comes by itself and who comes by a proxy are one.
-    with Wire(server.addresses[1]) as first, Wire(server.addresses[1]) as second, Wire(server.addresses[1]) as third:
-        assert (first.get().status, second.get().status, third.read().status) == (200, 200, 429)
-        assert server.connect().send(of("127.0.0.1")).read().status == 429
-    assert len(silent) == 5
+    with ExitStack() as clients:
+        direct = [clients.enter_context(Wire(server.addresses[1], source=STRANGER)) for _ in range(3)]
+        assert sorted(wire.get().status for wire in direct) == [200, 200, 429]
+        assert server.connect().send(of(STRANGER)).read().status == 429
+    for wire in silent:
+        assert wire.send(of("203.0.113.99" if wire is silent[0] else "203.0.113.98")).get().status == (
+            200 if wire in silent[:3] else 429)
+
+
+def test_max_conns_per_ip_and_those_who_are_trusted(serve: Serve) -> None:
+    """They come for many, on a listener of proxies or another, by themselves or by a proxy of their own."""
+    server = proxied(serve, BIND, "127.0.0.1:0", trusted_proxies="127.0.0.1, 10.0.0.0/8", max_conns_per_ip=1)
+    with ExitStack() as clients:
+        for _ in range(3):
+            assert clients.enter_context(Wire(server.addresses[1])).get().status == 200
+            assert server.connect().send(of("10.1.2.3")).get().status == 200
+        assert server.connect().send(of("11.1.2.3")).get().status == 200
+        assert server.connect().send(of("11.1.2.3")).read().status == 429
+
+
+def test_max_conns_per_ip_of_other_families(serve: Serve) -> None:
+    """A customer's 64 bits of IPv6 are one client, and IPv4 within IPv6 is IPv4."""
+    server = proxied(serve, max_conns_per_ip=1)
+    for first, second in ((block("2001:db8::1", 1), b"PROXY TCP6 2001:db8::ffff:0:0:2 ::1 1 443\r\n"),
+                          (of("203.0.113.7"), block("::ffff:203.0.113.7", 1))):
+        assert server.connect().send(first).get().status == 200
+        assert server.connect().send(second).read().status == 429
+    assert server.connect().send(block("2001:db8:0:1::1", 1)).get().status == 200
+
+
+def test_max_conns_per_ip_when_the_client_leaves_by_another_door(serve: Serve) -> None:
+    """A detached call, a hijacked connection: they count until they end."""
+    calls: queue.SimpleQueue[RequestCtx] = queue.SimpleQueue()
+    done = threading.Event()
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/later":
+            calls.put(ctx)
+            ctx.detach()
+        elif ctx.path == "/away":
+            ctx.hijack(lambda connection, data: wait_for(done))
+
+    server = serve(handler, BIND, trusted_proxies="127.0.0.1", workers=2, max_conns_per_ip=1)
+    later = server.connect().send(LINE, request("GET", "/later"))
+    ctx = calls.get(timeout=PATIENCE)
+    assert server.connect().send(LINE).read().status == 429
+    ctx.complete()
+    assert later.read().status == 200
+    later.close()
+    wait_until(lambda: server.stats()["connections"] == 0, "it to be gone")
+    away = server.connect().send(LINE, request("GET", "/away"))
+    assert away.read().status == 200
+    assert server.connect().send(LINE).read().status == 429
+    done.set()
+    assert away.ended()
+    wait_until(lambda: server.stats()["connections"] == 0, "it to be gone")
+    assert server.connect().send(LINE, request()).read().status == 200
 
 
 def test_more_than_there_are_places_to_be_told(serve: Serve) -> None:
@@ -397,8 +483,8 @@ def test_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     assert wire.get().body == b"('203.0.113.7', 56324) 203.0.113.7 1"
     assert server.connect().send(LINE).read().status == 429
     forwarded = request("GET", "/", "X-Forwarded-For: 198.51.100.9")
-    assert server.exchange(LOCAL, forwarded).body == b"None 198.51.100.9 1"
-    assert server.exchange(UNKNOWN, forwarded).body == b"None None 1"
+    for header in (LOCAL, UNKNOWN):
+        assert server.exchange(header, forwarded).body == b"None None 1"
     assert server.connect().send(request()).gone()
 
 

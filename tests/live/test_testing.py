@@ -4,6 +4,7 @@ Knows: the names of `fastserve.testing`. Never sees: how a server is made.
 """
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,32 @@ def test_the_parser_and_the_limits_are_real() -> None:
         assert client.raw(b"") == b""
         assert client.raw(b"GET / HTTP/1.1\r\nHost: x\r\n") == b""
         assert client.get("/ok").status == 200
+
+
+def test_what_is_interim_is_no_reply() -> None:
+    def handler(ctx: RequestCtx) -> None:
+        ctx.early_hints("</a>; rel=preload")
+        ctx.early_hints("</b>; rel=preload")
+        ctx.write("the reply")
+
+    with Client(handler, workers=2) as client:
+        reply = client.get("/")
+        assert (reply.status, reply.body, reply.headers.get("link")) == (200, b"the reply", None)
+
+
+def test_a_reply_that_comes_before_all_was_sent() -> None:
+    with Client(echo, workers=2, max_request_body_size=10) as client:
+        assert client.post("/", b"x" * (64 << 20)).status == 413
+
+
+@pytest.mark.usefixtures("own_loop")
+def test_coroutine_functions() -> None:
+    async def handler(ctx: RequestCtx) -> None:
+        ctx.write(str(ctx.local_addr))
+
+    with Client(handler, workers=2) as client:
+        assert client.get("/").text == client.server.addresses[0].removeprefix("unix:")
+        assert re.fullmatch(r"@fastserve-[0-9a-f]{16}", client.get("/").text)
 
 
 def test_several_threads() -> None:

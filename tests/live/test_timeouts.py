@@ -261,11 +261,13 @@ def test_other_threads_do_not_change_its_words(serve: Serve) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("status", [200, 399, 600])
+@pytest.mark.parametrize("status", [200, 399, 600, 0, -5, 10**6])
 def test_what_no_error_is(serve: Serve, status: int) -> None:
+    """With words of its own, and where its phrase would be looked for."""
     def handler(ctx: RequestCtx) -> None:
-        with pytest.raises(ValueError):
-            ctx.timeout_error("no", status)
+        for words in ("no", ""):
+            with pytest.raises(ValueError):
+                ctx.timeout_error(words, status)
         ctx.write("fine")
 
     assert serve(handler, workers=2, reactors=1).get().body == b"fine"

@@ -4,6 +4,7 @@ Knows: `form`, `files`, `stream_request_body`, `on_headers`, raw sockets. Never 
 tests/unit/test_forms.py does. Invariant: when a call has ended no temporary file is open.
 """
 
+import gc
 import hashlib
 import os
 import sys
@@ -140,6 +141,37 @@ def test_the_body_before_its_form(large_ones: Callable[..., Any]) -> None:
 
     body = form(LARGE)
     assert large_ones(handler).exchange(upload(body)).body == str(len(body)).encode()
+
+
+def test_a_body_that_was_begun_is_no_form(large_ones: Callable[..., Any]) -> None:
+    """What is left of one says something else."""
+    seen: list[str] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        assert ctx.body_stream.read(4) == b"a=1&"
+        if ctx.query:
+            assert ctx.body == b"role=admin"
+        for name in ("form", "files"):
+            with pytest.raises(RuntimeError) as caught:
+                getattr(ctx, name)
+            seen.append(str(caught.value))
+        assert ctx.body == b"role=admin"
+        ctx.replace_body(b"b=2")                # unless it says itself that this is the body
+        ctx.write(f"{ctx.form} {ctx.body_stream.read(1)!r} {ctx.body_stream.read()!r}")
+
+    server = large_ones(handler)
+    for path in ("/", "/?whole"):
+        reply = server.exchange(request("POST", path, URLENCODED, body=b"a=1&role=admin"))
+        assert reply.body == b"Args([('b', '2')]) b'b' b'=2'"
+    assert seen == ["some of this form was read from body_stream before"] * 4
+
+
+def test_two_types_are_none(large_ones: Callable[..., Any]) -> None:
+    """Which boundary is meant, somebody in front may have taken otherwise."""
+    for streamed in (False, True):
+        server = large_ones(lambda ctx: ctx.write(str(len(ctx.files))), stream_request_body=streamed)
+        reply = server.exchange(upload(form(part(b"1")), MULTIPART.replace("=B", "=C")))
+        assert (reply.status, reply.body) == (400, b"Content-Type stands more than once")
 
 
 def test_files_of_a_body_that_was_replaced(large_ones: Callable[..., Any]) -> None:
@@ -371,7 +403,7 @@ def test_a_disk_that_is_full(serve: Serve, large_ones: Callable[..., Any], monke
         try:
             assert ctx.files
         except FileNotFoundError:
-            with pytest.raises(BadRequest) as caught:
+            with pytest.raises(RuntimeError) as caught:
                 assert ctx.form
             seen.append(str(caught.value))
             raise
@@ -381,6 +413,33 @@ def test_a_disk_that_is_full(serve: Serve, large_ones: Callable[..., Any], monke
         patch.setattr("tempfile.tempdir", "/nowhere")
         assert server.exchange(upload(form(LARGE))).status == 500
     assert seen == ["this form was not read to its end"]
+
+
+@pytest.mark.parametrize("cycle", [False, True])
+def test_a_forgotten_ctx(serve: Serve, large_ones: Callable[..., Any], cycle: bool) -> None:
+    """Nothing of ours keeps one alive that nobody has, and who finds it takes its files along: they end with it."""
+    serve.expect_error("a detached ctx was forgotten")
+    kept: list[File] = []
+
+    def handler(ctx: RequestCtx) -> None:
+        kept.append(ctx.files["f"])
+        assert ctx.body_stream.read() == b""
+        if cycle:
+            ctx.user_values["itself"] = ctx
+        ctx.detach()
+
+    server = large_ones(handler)
+    gc.disable()
+    try:
+        wire = server.connect().send(upload(form(LARGE)))
+        if cycle:
+            wait_until(lambda: gc.collect() >= 0 and not wire.silent(), "the collector to find it")
+        assert wire.read().status == 500
+    finally:
+        gc.enable()
+    with pytest.raises(ContextExpired):
+        kept[0].read()
+    assert not spools()
 
 
 # Behind the call

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import Serve, many_descriptors, serve
-from tests.peers.fronts import KINDS, Front
+from tests.peers.fronts import KINDS, OTHER_KINDS, Front
 
 __all__ = ["many_descriptors", "serve"]
 
@@ -29,7 +29,7 @@ def front(serve: Serve, tmp_path: Path) -> Iterator[Callable[[str, str], Front]]
     started: list[Front] = []
 
     def start(kind: str, upstream: str) -> Front:
-        started.append(KINDS[kind](tmp_path, upstream))
+        started.append((KINDS | OTHER_KINDS)[kind](tmp_path, upstream))
         return started[-1]
 
     yield start

@@ -82,6 +82,7 @@ defaults
 
 frontend front
     bind fd@{descriptor}
+    {bind}
     log-format "%cp %s %[capture.res.hdr(0)] %[capture.res.hdr(1)] %HM %HU"
     capture response header Server len 20
     capture response header X-Number len 20
@@ -178,7 +179,9 @@ class Nginx(Front):
 
 
 class Haproxy(Front):
-    def __init__(self, place: Path, upstream: str, lenient: bool = False) -> None:
+    """`path`: a unix socket that it listens at, too."""
+
+    def __init__(self, place: Path, upstream: str, lenient: bool = False, path: Path | None = None) -> None:
         program = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
         if program is None:
             pytest.skip("haproxy is not installed")
@@ -186,7 +189,8 @@ class Haproxy(Front):
         config = place / "haproxy.cfg"
         config.write_text(HAPROXY.format(
             descriptor=self.descriptor, upstream=upstream, seconds=int(10 * PATIENCE),
-            more="option accept-invalid-http-request" if lenient else ""))
+            more="option accept-invalid-http-request" if lenient else "",
+            bind=f"bind unix@{path} mode 666" if path is not None else ""))
         self.run(program, "-db", "-f", str(config), stop=signal.SIGUSR1)
 
     def lines(self) -> list[Line]:
@@ -209,3 +213,8 @@ KINDS = {
     "haproxy lenient": lambda place, upstream: Haproxy(place, upstream, lenient=True),
 }
 """Lenient: what can be switched off of the front's own strictness is off, so that more comes through to the server."""
+
+OTHER_KINDS = {
+    "haproxy at a path": lambda place, upstream: Haproxy(place, upstream, path=place / "front"),
+}
+"""Which read nothing in another way."""

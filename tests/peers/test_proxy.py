@@ -52,6 +52,20 @@ def test_clients_of_a_unix_socket(way: str, serve: Serve, front: Callable[[str, 
     assert server.stats()["refused_proxy"] == 0
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_clients_that_have_no_address(
+    way: str, serve: Serve, front: Callable[[str, str], Front], tmp_path: Path
+) -> None:
+    """Those of a unix socket of HAProxy's. By version 2 it says of them what it says of itself; what they say is not
+    believed, by neither."""
+    server = serve(who, "127.0.0.1:0?proxy", trusted_proxies="127.0.0.1")
+    front("haproxy at a path", f"{server.address} {way}")
+    wait_until(lambda: (tmp_path / "front").exists(), "HAProxy to listen")
+    with Wire(f"unix:{tmp_path}/front") as wire:
+        told = json.loads(wire.get("/", "X-Forwarded-For: 203.0.113.1").body)
+        assert told[1:] == ["127.0.0.1", "203.0.113.1"]
+
+
 def watched(serve: Serve, front: Callable[[str, str], Front], words: str) -> Running:
     """A server that HAProxy asks how it is, ten times a second and more."""
     server = serve(who, "127.0.0.1:0?proxy", trusted_proxies="127.0.0.1", health_path="/health", max_conns_per_ip=1)

@@ -265,9 +265,10 @@ def test_before_python_3_13_there_is_a_gil(
 @pytest.mark.parametrize(
     ("soft", "concurrency"),
     [
-        (1024, 743),
-        (66_656, 65_536),
-        (66_655, 65_535),
+        (1024, 589),
+        (200, 63),
+        (66_848, 65_536),
+        (66_847, 65_535),
         (1_000_000, 65_536),
         (64, 1),
         (resource.RLIM_INFINITY, 65_536),
@@ -293,10 +294,20 @@ def test_there_are_descriptors_for_all_that_are_held(
 
 def test_reject_slots_that_leave_no_connection_are_refused_at_start(descriptors: Callable[[int], None]) -> None:
     descriptors(1024)
-    assert Config(reject_slots=927).resolved().concurrency == 1
-    words = r"^reject_slots must be below 928, which RLIMIT_NOFILE = 1024 leaves, not 928$"
+    assert Config(reject_slots=735).resolved().concurrency == 1
+    words = r"^reject_slots must be below 736, which RLIMIT_NOFILE = 1024 leaves, not 736$"
     with pytest.raises(ValueError, match=words):
-        Config(reject_slots=928).resolved()
+        Config(reject_slots=736).resolved()
+
+
+@pytest.mark.parametrize(("workers", "concurrency"), [(2, 738), (64, 589), (512, 557)])
+def test_what_workers_open_is_kept_for_them(
+    descriptors: Callable[[int], None], workers: int, concurrency: int
+) -> None:
+    """Up to a quarter of what there is."""
+    descriptors(1024)
+    assert Config(workers=workers).resolved().concurrency == concurrency
+    assert Config(workers=2, max_workers=workers).resolved().concurrency == concurrency
 
 
 def test_concurrency_beyond_the_descriptors_is_refused_at_start(descriptors: Callable[[int], None]) -> None:

@@ -73,13 +73,14 @@ def test_nothing_breaks_out(name: str, value: str, path: str, domain: str) -> No
     assert field.count(";") == 3
     assert field.isascii()
     assert field.isprintable()
-    assert cookie_key(field) == (name, domain.lstrip(".").lower(), path)
+    assert cookie_key(field) == (name, domain.lstrip(".").lower(), path, False)
 
 
-def test_cookies_are_told_apart_by_name_domain_and_path() -> None:
+def test_cookies_are_told_apart_by_name_domain_path_and_site() -> None:
     key = cookie_key(format_cookie("a", "1"))
     assert cookie_key(format_cookie("a", "2", max_age=0, secure=True)) == key
     assert cookie_key(format_cookie("A", "1")) != key
     assert cookie_key(format_cookie("a", "1", path="/x")) != key
+    assert cookie_key(format_cookie("a", "1", secure=True, partitioned=True)) != key
     assert cookie_key(format_cookie("a", "1", domain="a.b")) != key
     assert cookie_key(format_cookie("a", "1", domain="A.b")) == cookie_key(format_cookie("a", "1", domain=".a.B"))

@@ -46,6 +46,12 @@ def test_a_year_of_two_digits_is_at_most_fifty_years_ahead() -> None:
         found = parse_date(f"Monday, 06-Nov-{year % 100:02} 08:49:37 GMT")
         assert found is not None
         assert found.year == year
+    # The same year to the second: half a century from now is the last moment of it that counts as ahead.
+    edge = datetime.now(UTC) + timedelta(days=1)
+    for moment, years in ((edge, -50), (edge - timedelta(days=2), 50)):
+        found = parse_date(f"Monday, {moment.day:02}-{moment:%b}-{(moment.year + 50) % 100:02} {moment:%H:%M:%S} GMT")
+        assert found is not None
+        assert found.year == moment.year + years
     beyond = parse_date(f"Monday, 06-Nov-{(this + 51) % 100:02} 08:49:37 GMT")
     assert beyond is not None
     assert beyond.year == this - 49

@@ -30,7 +30,7 @@ def library(request: pytest.FixtureRequest) -> Iterator[None]:
     elif documents.orjson is None:
         # What it does is the same words by another name; that it is called at all is what is left to see.
         monkeypatch.setattr(documents, "orjson", SimpleNamespace(
-            loads=lambda body: json.loads(body.decode(), parse_constant=documents._refuse),
+            loads=documents._read,
             dumps=lambda value: json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()))
     yield
     monkeypatch.undo()
@@ -48,11 +48,19 @@ def test_compact_utf_8() -> None:
 @pytest.mark.parametrize("body", [
     b"", b"{", b"\xff", b"nul", b"1 2", b"{'a': 1}", b"[1,]", b"NaN", b"Infinity", b"-Infinity", b'{"a": NaN}',
     '{"a": 1}'.encode("utf-16"), b"\xef\xbb\xbf{}", b'"\n"', b"01", b"+1", b"[" * 100_000, b'{"a":' * 100_000,
-    b"\x00",
+    b"\x00", b"1e999", b"[-1e999]", b'"\\ud800"', b'{"\\uDC00": 1}', b'["\\ud800\\ud800"]', b'"\\udc00\\ud800"',
 ])
 def test_what_is_none(body: bytes) -> None:
     with pytest.raises(BadRequest, match=r"^the body is not a JSON document$"):
         documents.read_json(body)
+
+
+@pytest.mark.parametrize(("body", "value"), [
+    (b'"\\ud83d\\ude00"', "\U0001f600"), (b'"\\uD83D\\uDE00 \\\\ud800"', "\U0001f600 \\ud800"), (b"1e308", 1e308),
+    (b"-1e-999", -0.0),
+])
+def test_what_is_one(body: bytes, value: Any) -> None:
+    assert documents.read_json(body) == value
 
 
 def test_what_cannot_be_written() -> None:

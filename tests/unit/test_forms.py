@@ -4,10 +4,12 @@ comes whole and in pieces: byte by byte, and cut at random."""
 import os
 import random
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 
@@ -211,9 +213,9 @@ def test_the_boundary_is_found(content_type: str) -> None:
 
 @pytest.mark.parametrize("boundary", ["-" * 70, "----=_Part_1_2.3", "a b", "(a)'/:?,+", "--"])
 def test_any_boundary_of_the_rfc(boundary: str) -> None:
-    sent = body((FIELD, b"--" + boundary.encode()), boundary=boundary.encode())
+    sent = body((FIELD, b"x--" + boundary.encode()), boundary=boundary.encode())
     form, _ = parse_multipart(f'multipart/form-data; boundary="{boundary}"', sent)
-    assert form.items() == [("a", "--" + boundary)]
+    assert form.items() == [("a", "x--" + boundary)]
 
 
 @pytest.mark.parametrize("begin", [b"", b"\r\n"])
@@ -284,9 +286,13 @@ def test_a_form_that_was_cut_anywhere() -> None:
         (b"--B\n" + WHOLE[5:], "boundary"),
         (b"--B\r\n\r\n\r\n--B--", "Content-Disposition"),
         (b"--B\r\n--B--", "does not end"),
-        # What some take for the end: in a head, and with the empty line behind it.
-        (body((FIELD + "\n--B--: 1", b"")), "its end in the head"),
-        (body((FIELD, b"--B--\r\n")), "its end in the head"),
+        # What some take for the end of the part: in a head, and with the empty line behind it.
+        (body((FIELD + "\n--B--: 1", b"")), "its boundary in the head"),
+        (body((FIELD + "\n--B: 1", b"")), "its boundary in the head"),
+        (body((FIELD, b"--B--\r\n")), "its boundary in the head"),
+        (body((FIELD, b"--B\r\n" + FIELD.encode() + b"; filename=x\r\n\r\ny")), "its boundary in the head"),
+        (body((FIELD, b"--B \r\n")), "its boundary in the head"),
+        (b"--B\r\n--B\r\n\r\n\r\n--B--", "its boundary in the head"),
     ],
 )
 def test_a_frame_that_is_not_well_formed(sent: bytes, why: str) -> None:
@@ -301,7 +307,10 @@ def test_a_frame_that_is_not_well_formed(sent: bytes, why: str) -> None:
         ("Content-Disposition: form-data", "name"),
         ("Content-Disposition: form-data; filename=a", "name"),
         ('Content-Disposition: form-data; x*=";name=a"', "no field of a form"),  # the library sees a name
-        (FIELD + "; filename*=utf-8''x", r"filename\* without filename"),
+        (FIELD + "; filename*=utf-8''x", r"filename\* in the head"),
+        (FIELD + "; filename*0=x.; filename*1=php", r"filename\*0 in the head"),
+        (FIELD + "; filename=x; filename*0*=utf-8''y", r"filename\*0\* in the head"),
+        (FIELD + "; name*=utf-8''b", r"name\* in the head"),
         (FIELD + '; name="b"', "name stands twice"),
         (FIELD + "; filename=x; FileName=y", "FileName stands twice"),
         (FIELD + '; filename="x', "not a list of parameters"),
@@ -322,9 +331,13 @@ def test_a_frame_that_is_not_well_formed(sent: bytes, why: str) -> None:
         (FIELD + "\nContent-Length: 6", "Content-Length"),
         (FIELD + "\nContent-Length: 8", "Content-Length"),
         (FIELD + "\nContent-Length: -1", "Content-Length"),
-        (FIELD + "\nno colon", "header"),
-        (FIELD + "\n: no name", "header"),
-        (FIELD + "\n folded", "continuation"),
+        (FIELD + "\nno colon", "no field in the head"),
+        (FIELD + "\n: no name", "no field in the head"),
+        (FIELD + "\n folded", "no field in the head"),
+        ("\xa0" + FIELD, "no field in the head"),
+        ("\x85" + FIELD, "no field in the head"),
+        ("X: 1\n" + FIELD.replace(":", "\u3000:"), "no field in the head"),
+        (FIELD.replace(":", " :"), "no field in the head"),
         (FIELD.encode() + b"; filename=\xff", "decode"),
     ],
 )
@@ -505,6 +518,42 @@ def test_without_the_library_the_extra_is_named(present: ModuleType | None, monk
     assert isinstance(caught.value, ImportError)
     assert isinstance(caught.value, FastserveError)
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_another_thread_is_importing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in sys.modules before it has anything."""
+    (tmp_path / "multipart.py").write_text(
+        "import sys\n"
+        "steps = sys.modules['steps_of_multipart']\n"
+        "steps.begun.set()\n"
+        "assert steps.go.wait(60)\n"
+        "class MultipartError(ValueError): pass\n"
+        "def PushMultipartParser(boundary, **bounds): raise MultipartError('ours')\n")
+    steps = ModuleType("steps_of_multipart")
+    steps.begun, steps.go = threading.Event(), threading.Event()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "steps_of_multipart", steps)
+    monkeypatch.delitem(sys.modules, "multipart", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            parse_multipart(TYPE, WHOLE)
+        except BaseException as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads[0].start()
+    assert steps.begun.wait(60)
+    threads[1].start()
+    # It ends early only where it does not wait.
+    threads[1].join(0.1)
+    steps.go.set()
+    for thread in threads:
+        thread.join()
+    assert [str(error) for error in told] == ["ours"] * 2, told
 
 
 def test_the_library_is_imported_at_first_use_only() -> None:

@@ -53,6 +53,15 @@ def test_keys() -> None:
     assert len({key4("0.0.0.1"), key4("0.0.0.0"), key6("::1"), key6("0:0:0:1::")}) == 4
 
 
+def test_no_address_of_one_family_is_one_of_the_other() -> None:
+    """As bytes or as numbers, from either end."""
+    four = key4("32.1.13.184")
+    for text in ("2001:db8:100::1", "2001:db8:1::1", "2001:db8::1", "0:1:2001:db8::1"):
+        assert key6(text) != four, text
+    assert key6("1:0:2001:db8::1") == four, "of a block that has no addresses"
+    assert key6("100::1") != key6("::1")
+
+
 def test_a_unix_socket_has_none() -> None:
     assert _probe.peer_key(socket.AF_UNIX, b"/tmp") == 0
 

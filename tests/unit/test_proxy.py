@@ -55,7 +55,7 @@ def test_cut_anywhere(case) -> None:
 def test_bounds() -> None:
     """Of version 2 as many bytes are skipped as are allowed, and no more; a length is judged before they come."""
     for length, verdict in ((_probe.PROXY_MAX - 16, _probe.DONE), (_probe.PROXY_MAX - 15, _probe.NO_PROXY)):
-        for start in (b"\x20\x00", b"\x21\x00", b"\x21\x11", b"\x21\x21", b"\x21\x31"):
+        for start in (b"\x20\x00", b"\x21\x00", b"\x21\x11", b"\x21\x21", b"\x21\x22", b"\x21\x31"):
             head = SIGNATURE + start + struct.pack(">H", length)
             assert _probe.proxy_header(head + b"\0" * length)[0] == verdict
             assert _probe.proxy_header(head)[0] == (_probe.MORE if verdict == _probe.DONE else verdict)
@@ -63,12 +63,13 @@ def test_bounds() -> None:
 
 
 def test_every_command_and_family() -> None:
-    """Those alone that the protocol names for streams."""
+    """Those alone that the protocol names."""
     asked = {(command, family) for command in (0x20, 0x21) for family in range(256)}
     asked |= {(command, 0x11) for command in range(256)}
     taken = {(command, family) for command, family in asked
              if _probe.proxy_header(SIGNATURE + bytes((command, family, 0, 216)) + b"\0" * 216)[0] == _probe.DONE}
-    assert taken == {(0x20, family) for family in range(256)} | {(0x21, f) for f in (0x00, 0x11, 0x21, 0x31)}
+    streams, datagrams = (0x00, 0x11, 0x21, 0x31), (0x12, 0x22, 0x32)
+    assert taken == {(0x20, family) for family in range(256)} | {(0x21, f) for f in (*streams, *datagrams)}
 
 
 PORT = rb"(0|[1-9][0-9]{0,4})"

@@ -4,8 +4,10 @@ Knows: `read_multipart` as the maker of files, /proc for what is open. Never see
 leaves as many descriptors as it found.
 """
 
+import copy
 import io
 import os
+import pickle
 import resource
 import tempfile
 import threading
@@ -21,7 +23,7 @@ import pytest
 
 from fastserve.errors import ContextExpired
 from fastserve.forms import FILES_IN_MEMORY, read_multipart
-from fastserve.uploads import READ_AHEAD, File, Files, end_files
+from fastserve.uploads import READ_AHEAD, File, Files, Spool, Stored, end_files
 
 MIB = 1 << 20
 TYPE = "multipart/form-data; boundary=B"
@@ -183,6 +185,35 @@ def uses(file: File, place: Path) -> dict[str, Callable[[], Any]]:
                 value() if callable(value := getattr(file, name)) else value)
     assert found.keys() == {"filename", "content_type", "size", "read", "open", "save"}
     return found
+
+
+def test_a_file_is_not_copied(files: Files) -> None:
+    """A copy would not expire."""
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        for file in files.values():
+            with pytest.raises(TypeError, match="belongs to its call"):
+                way(file)
+
+
+def test_a_target_stays_where_there_is_nothing_to_save(tmp_path: Path) -> None:
+    """The call has ended between two looks; or there is no descriptor for a reader."""
+    place = tmp_path / "x"
+    place.write_bytes(b"before")
+    spool = Spool()
+    stored = Stored(spool)
+    stored.write(b"behind")
+    spool.flush()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            stored.copy_to(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    spool.close()
+    with pytest.raises(ContextExpired):
+        stored.copy_to(place)
+    assert place.read_bytes() == b"before"
 
 
 def test_every_use_expires(files: Files, tmp_path: Path) -> None:
