@@ -459,7 +459,7 @@ def _has_ipv6() -> bool:
 def _identity(path: str) -> tuple[int, ...]:
     """Of a file. Its number may be given to the next one as soon as it is gone, so when it was made is looked at."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _copy_of(fd: int) -> socket.socket:
