@@ -89,11 +89,11 @@ class Client:
             # A server that has answered may have closed before it has read all.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 wire.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + content)
-            replies = [_reply(stream, method)]
-            while 100 <= replies[-1].status < 200 and replies[-1].status != 101:
-                # Interim, such as 103. (Kept, because it would close the stream when it goes.)
-                replies.append(_reply(stream, method))
-            reply = replies[-1]
+            reply = _reply(stream, method)
+            while 100 <= reply.status < 200 and reply.status != 101:
+                # Interim, such as 103. It would close the stream when it goes.
+                reply.fp = None  # type: ignore[assignment]
+                reply = _reply(stream, method)
             return Response(reply.status, reply.reason, Fields(list(reply.headers.items())), reply.read())
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Response:
