@@ -134,8 +134,9 @@ cdef class RequestCtx:
     cdef object own_body        # what replaces it
     cdef object body_object     # exact bytes that the reply is sent from
     cdef int file               # open: the reply is sent from it; NO_FILE, COPIED
-    cdef bytes file_lines       # the fields that came with it, and the status, if it was another than 200
+    cdef bytes file_lines       # the fields that came with it, the status, if it was another than 200, and the type
     cdef int file_status
+    cdef object file_type
     cdef int64_t file_at
     cdef int64_t file_size
     cdef object hijacker        # the function that takes the connection over
@@ -151,7 +152,8 @@ cdef class RequestCtx:
 
     def __del__(self):
         # Here, because a garbage collector that finds a cycle has taken apart what it holds before it is deallocated.
-        if self.conn is not NULL:
+        # (And not for those who call this as any method.)
+        if self.conn is not NULL and self.detached and load_u32(&self.desk.parted):
             self.forgotten()
 
     def __dealloc__(self):
@@ -213,7 +215,7 @@ cdef class RequestCtx:
             if self.file >= 0:
                 c_close(self.file)
             self.file = NO_FILE
-            self.file_lines = None
+            self.file_lines = self.file_type = None
 
     cdef int leave_file(self) except -1:
         """Before another body: with a file goes what came with it."""
@@ -229,21 +231,28 @@ cdef class RequestCtx:
             buffer_put(&self.fields, PyBytes_AS_STRING(kept), len(kept), FIELDS_FIRST)
             if self.file_status and self.reply.status == self.file_status:
                 self.reply.status = 200
+            if self.type_object is self.file_type:
+                self.reply.type_size = 0
         self.drop_file()
         self.body_buffer.size = 0
+        self.body_object = None
+        return 0
+
+    cdef int check_room(self, Py_ssize_t size) except -1:
+        """For more bytes of fields."""
+        if self.fields.size + <size_t>size > RESPONSE_HEAD_MAX - TYPE_MAX:
+            raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
         return 0
 
     cdef int bring(self, bytes lines, int status) except -1:
-        """What comes with a file, which is the body by now: fields, and a status unless it is 0."""
+        """What comes with a file, which is the body by now: fields, for which there is room, and a status unless it
+        is 0."""
         with cython.critical_section(self):
             self.check_open()
-            if self.fields.size + <size_t>len(lines) > RESPONSE_HEAD_MAX - TYPE_MAX:
-                too_many_fields()
             buffer_put(&self.fields, PyBytes_AS_STRING(lines), len(lines), FIELDS_FIRST)
             if self.file == NO_FILE:
                 self.file = COPIED
-            self.file_lines = lines
-            self.file_status = status
+            self.file_lines, self.file_status, self.file_type = lines, status, self.type_object
             if status:
                 self.reply.status = status
         return 0
@@ -258,7 +267,7 @@ cdef class RequestCtx:
         if self.file >= 0:
             self.reply.body_size = <size_t>self.file_size
             handed.file, handed.at, handed.kind = self.file, self.file_at, LARGE_FILE
-            self.file = NO_FILE
+            self.file = COPIED
         elif self.body_object is not None:
             self.reply.body = PyBytes_AS_STRING(self.body_object)
             self.reply.body_size = <size_t>PyBytes_GET_SIZE(self.body_object)
@@ -1022,7 +1031,8 @@ cdef class RequestCtx:
     def set_cookie(self, name: str, value: str, *, max_age: int | None = None, expires: datetime | float | None = None,
                    path: str | None = "/", domain: str | None = None, secure: bool = False, http_only: bool = False,
                    same_site: str | None = "Lax", partitioned: bool = False) -> None:
-        """Adds a Set-Cookie field (RFC 6265), in place of one for the same name, domain and path.
+        """Adds a Set-Cookie field (RFC 6265), in place of one for the same name, domain and path, each site's own
+        (`partitioned`) or not.
 
         `max_age` is in seconds, 0 or less ends the cookie; `expires` is an aware datetime or seconds since 1970;
         without both it ends with the browser's session. `same_site` is `Strict`, `Lax`, `None` (with `secure`) or
@@ -1035,8 +1045,8 @@ cdef class RequestCtx:
 
     def delete_cookie(self, name: str, *, path: str | None = "/", domain: str | None = None, secure: bool = False,
                       http_only: bool = False, same_site: str | None = "Lax", partitioned: bool = False) -> None:
-        """Tells the client to forget a cookie: name, path and domain are those that it was set with. ValueError as
-        `set_cookie`."""
+        """Tells the client to forget a cookie: name, path, domain and `partitioned` are those that it was set with.
+        ValueError as `set_cookie`."""
         self.put_cookie(format_cookie(
             name, "", max_age=0, expires=0, path=path, domain=domain, secure=secure, http_only=http_only,
             same_site=same_site, partitioned=partitioned))
@@ -1103,7 +1113,7 @@ cdef class RequestCtx:
         are set unless they were. For GET and HEAD, while `status` is 200, conditions are answered with 304 or 412
         (RFC 9110, section 13) and Range with 206 or 416 (section 14); 412 and 416 start the reply anew. Several ranges
         of more than 1 MiB together, or of a file with a Content-Encoding, are answered with the whole. Another body
-        takes back what came with this one.
+        takes back what came with this one, but for 412 and 416.
 
         OSError: it cannot be opened; IsADirectoryError; PermissionError also for what is no regular file.
         """
@@ -1167,9 +1177,7 @@ cdef class RequestCtx:
         the client does not take what it has for the whole, and the exception passes through here.
         """
         must_be_own(self)
-        with cython.critical_section(self):
-            self.check_open()
-            self.leave_file()
+        self.check_open()
         stream_reply(self, source, length)
 
     # --- control
@@ -1416,8 +1424,7 @@ cdef class RequestCtx:
 
     cdef int append(self, str lower, str name, str value) except -1:
         cdef bytes line = f"{name}: {value}\r\n".encode("latin-1")
-        if self.fields.size + len(line) > RESPONSE_HEAD_MAX - TYPE_MAX:
-            too_many_fields()
+        self.check_room(len(line))
         self.check_open()
         buffer_put(&self.fields, PyBytes_AS_STRING(line), len(line), FIELDS_FIRST)
         if lower == "date":
@@ -1445,10 +1452,6 @@ cdef class RequestCtx:
 def unix_name(name: str | bytes) -> str:
     """What getsockname(2) says of a unix socket, as `ss` and systemd write it."""
     return name if isinstance(name, str) else _os.fsdecode(name).replace("\0", "@", 1)
-
-
-cdef int too_many_fields() except -1:
-    raise ValueError(f"the fields of a reply are limited to {RESPONSE_HEAD_MAX - TYPE_MAX} bytes")
 
 
 cdef bytes path_of(object file):
@@ -1501,29 +1504,28 @@ def send_opened(RequestCtx ctx not None, tuple opened not None, str content_type
             lines = recent_file_fields(size, changed)
         if status == 412 or status == 416:
             ctx.error(phrase_of(status), status)
-        elif parts is None or len(parts) == 1:
+            with cython.critical_section(ctx):
+                ctx.check_open()
+                buffer_put(&ctx.fields, PyBytes_AS_STRING(lines), PyBytes_GET_SIZE(lines), FIELDS_FIRST)
+            return
+        # Whatever can fail does before there is half a reply.
+        with cython.critical_section(ctx):
+            ctx.check_open()
+            ctx.check_room(len(lines))
+        ctx.content_type = content_type
+        if parts is None or len(parts) == 1:
             start, stop = parts[0] if parts else (0, size)
             mine, fd = fd, -1
             ctx.set_body_file(mine, start, stop - start)
-            ctx.content_type = content_type
         elif parts:
-            content_type, body = join_parts(fd, size, content_type, parts)
+            ctx.content_type, body = join_parts(fd, size, content_type, parts)
             ctx.set_body(body)
-            ctx.content_type = content_type
         else:
             ctx.set_body(b"")
-            ctx.content_type = content_type
         ctx.bring(lines, status)
     finally:
         if fd >= 0:
             c_close(fd)
-
-
-def is_file(RequestCtx ctx not None) -> bool:
-    """Is the reply that of a file, be it 304?"""
-    with cython.critical_section(ctx):
-        ctx.check()
-        return ctx.file != NO_FILE
 
 
 def is_detached(RequestCtx ctx not None) -> bool:

@@ -426,7 +426,7 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
     cdef size_t size = 0, n
     cdef int verdict = DONE
     cdef uint8_t framing = SIZED
-    cdef bint body = status_has_body(reply.status)
+    cdef bint body
     if ctx.loan == LENT_ERROR:
         raise RuntimeError("an error handler words a reply; it does not stream one")
     if ctx.hijacker is not None:
@@ -437,6 +437,11 @@ cdef int stream_reply(RequestCtx ctx, object source, object length) except -1:
         length = _index(length)
         if not 0 <= length < 1 << 60:
             raise ValueError(f"a length lies in 0..2**60, not {length}")
+    with cython.critical_section(ctx):
+        ctx.check_open()
+        ctx.leave_file()
+    body = status_has_body(reply.status)
+    if length is not None:
         size = length if body else 0
     elif body:
         framing = CHUNKED if c.input.head.minor and not reply.set & NO_LENGTH else UNTIL_CLOSE

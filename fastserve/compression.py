@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from fastserve._core import is_detached, is_file
+from fastserve._core import is_detached
 from fastserve.coroutines import AsyncHandler, Handler, as_handler, is_async
 from fastserve.errors import BadRequest
 
@@ -28,8 +28,9 @@ _SMALLER = re.compile(
     r"|application/(?:json|javascript|x-javascript|ecmascript|xml|wasm|rtf|graphql|vnd\.ms-fontobject|x-ndjson|toml|yaml)")
 """Media types that are not compressed already."""
 
-_AS_IT_IS: Final = frozenset(("content-encoding", "content-range", "content-digest", "repr-digest", "content-md5"))
-"""Fields of a body that is not to be touched: it is coded, a part, or somebody has its digest (RFC 9530)."""
+_AS_IT_IS: Final = frozenset((
+    "content-encoding", "content-range", "content-digest", "repr-digest", "digest", "content-md5"))
+"""Fields of a body that is not to be touched: it is coded, a part, or somebody has its digest (RFC 9530, RFC 3230)."""
 
 _VARIES: Final = frozenset(("*", "accept-encoding"))
 
@@ -94,25 +95,35 @@ def compress(handler: Handler, *, minimum: int = 500) -> Handler:
 
 
 def _shrink(ctx: RequestCtx, coders: dict[str, Callable[[bytes], bytes]], minimum: int) -> None:
+    if ctx.status == 304:
+        _weaken(ctx)
+        return
     body = ctx.response_body
-    # To be said of what the client has: the fields that the whole would have had (RFC 9110, section 15.4.5).
-    is_known = ctx.status == 304 and not is_file(ctx)
-    if not is_known and (len(body) < minimum or ctx.status in (204, 205, 206, 304) or not _SMALLER.fullmatch(
-            ctx.content_type.partition(";")[0].strip().lower())):
+    if len(body) < minimum or ctx.status in (204, 205, 206) or not _SMALLER.fullmatch(
+            ctx.content_type.partition(";")[0].strip().lower()):
         return
     fields = [(name.lower(), value) for name, value in ctx.response_headers]
     if any(name in _AS_IT_IS or (name, "no-transform" in value.lower()) == ("cache-control", True)
            for name, value in fields):
         return
     coding = ctx.accepts_encoding(*coders)
-    if is_known or coding is None:
-        _say(ctx, fields, weaker=coding is not None)
+    if coding is None:
+        _say(ctx, fields)
         return
     smaller = coders[coding](body)
     if len(smaller) >= len(body):
         _say(ctx, fields)
     elif _say(ctx, fields, weaker=True, coding=coding):
         ctx.set_body(smaller)
+
+
+def _weaken(ctx: RequestCtx) -> None:
+    """304 has the fields that the whole would have had (RFC 9110, section 15.4.5): those of a reply that left smaller,
+    if the client has that one's tag."""
+    fields = [(name.lower(), value) for name, value in ctx.response_headers]
+    has = ",".join(ctx.headers.getall("if-none-match"))
+    if any(name == "etag" and not value.startswith("W/") and f"W/{value}" in has for name, value in fields):
+        _say(ctx, fields, weaker=True)
 
 
 def _say(ctx: RequestCtx, fields: list[tuple[str, str]], weaker: bool = False, coding: str = "") -> bool:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fastserve.errors import ContextExpired
@@ -52,7 +53,12 @@ def run_async(handler: AsyncHandler, loop: asyncio.AbstractEventLoop | None = No
     def start(chosen: asyncio.AbstractEventLoop, ctx: RequestCtx) -> None:
         task = chosen.create_task(_answered(handler, ctx))
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(partial(ended, ctx))
+
+    def ended(ctx: RequestCtx, task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if task.cancelled():
+            _give_up(ctx)
 
     return begin
 
@@ -65,15 +71,10 @@ async def _answered(handler: AsyncHandler, ctx: RequestCtx) -> None:
     except BaseException as error:
         from asyncio import CancelledError
 
+        if isinstance(error, CancelledError):
+            raise
         # SystemExit and its like would end the loop for all; a handler that raises it ends nothing either.
-        if not isinstance(error, CancelledError):
-            _complete(ctx, error)
-            return
-        with suppress(ContextExpired):
-            ctx.error("Service Unavailable", 503)
-            _log.warning("a coroutine was cancelled: its client is told 503")
-        _complete(ctx, None)
-        raise
+        _complete(ctx, error)
     else:
         _complete(ctx, None)
 
@@ -82,6 +83,14 @@ def _complete(ctx: RequestCtx, error: BaseException | None) -> None:
     """Unless the coroutine did so itself."""
     with suppress(ContextExpired):
         ctx.complete(error)
+
+
+def _give_up(ctx: RequestCtx) -> None:
+    """Its coroutine was cancelled, maybe before it began."""
+    with suppress(ContextExpired):
+        ctx.error("Service Unavailable", 503)
+        _log.warning("a coroutine was cancelled: its client is told 503")
+        ctx.complete()
 
 
 def is_async(handler: object) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mimetypes
 import os
+import re
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -50,7 +51,8 @@ def type_of(name: str) -> str:
 def _tag(size: int, nanoseconds: int, coding: str) -> str:
     """Of a file in a coding, because it is often as old as the one beside it, and may be as long (RFC 9110, section
     8.8.3.3)."""
-    return f'"{nanoseconds:x}-{size:x}{coding and "-"}{coding}"'
+    word = re.sub(r"[^!#-~]+", "", coding)
+    return f'"{nanoseconds:x}-{size:x}{word and "-"}{word}"'
 
 
 def _changed(nanoseconds: int) -> datetime:

@@ -138,12 +138,12 @@ class Server:
             keeper.start()
             self._threads.append(keeper)
         except (OSError, RuntimeError) as error:  # no thread is to be had
-            self.shutdown(0)
+            self._stop(0, None)
             raise StartError(f"cannot start {workers} workers: {error}") from error
         for _ in range(workers if self._config.on_worker_start is not None else 0):
             failure = self._ready.get()
             if failure is not None:
-                self.shutdown(0)
+                self._stop(0, None)
                 raise StartError(f"on_worker_start failed: {failure!r}") from failure
 
     def serve(self, *binds: str | Bind, ready: Callable[["Server"], object] | None = None) -> bool:
@@ -165,7 +165,7 @@ class Server:
             finally:
                 clean = False
                 with contextlib.suppress(ServerClosed):     # in the child of a fork, which is no server's
-                    clean = self.shutdown(0)
+                    clean = self._stop(0, None)
         return clean
 
     def shutdown(self, timeout: float | None = None) -> bool:
@@ -457,9 +457,10 @@ def _has_ipv6() -> bool:
 
 
 def _identity(path: str) -> tuple[int, ...]:
-    """Of a file. Its number may be given to the next one as soon as it is gone, so when it was made is looked at."""
+    """Of a socket's file. Its number may be given to the next one as soon as it is gone, so when it was made is looked
+    at, which no change of its mode or owner changes."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _copy_of(fd: int) -> socket.socket:

@@ -91,7 +91,11 @@ class StaticFiles:
                     opened = open_beneath(self._root, name + _CODINGS[coding])
                 except OSError:
                     continue
-                ctx.set_header("Content-Encoding", coding)
+                try:
+                    ctx.set_header("Content-Encoding", coding)
+                except BaseException:
+                    os.close(opened[0])
+                    raise
                 send_opened(ctx, opened, type_of(name))
                 return
         send_opened(ctx, open_beneath(self._root, name), type_of(name))

@@ -7,9 +7,10 @@ coroutine raises, the loop goes on for all others.
 import asyncio
 import contextvars
 import threading
+from typing import Any
 
 import pytest
-from conftest import Serve, request, wait_for
+from conftest import Serve, request, wait_for, wait_until
 
 from fastserve import RequestCtx, Router, run_async, timeout
 
@@ -148,24 +149,37 @@ def test_a_loop_that_is_stopped_goes_on(serve: Serve) -> None:
 
 def test_a_coroutine_that_is_cancelled(serve: Serve) -> None:
     """The program is about to end, or so: before its first step, or behind it."""
-    inside = threading.Event()
+    begun: list[str] = []
 
     async def handler(ctx: RequestCtx) -> None:
+        begun.append(ctx.path)
         task = asyncio.current_task()
         assert task is not None
-        if ctx.path == "/soon":
-            task.cancel()
-        else:
-            inside.set()
-            asyncio.get_running_loop().call_soon(task.cancel)
+        task.cancel()
         await asyncio.sleep(600)
 
-    wire = serve(handler, workers=2, reactors=1).connect()
-    for path in ("/soon", "/later"):
-        reply = wire.get(path)
-        assert (reply.status, reply.body) == (503, b"Service Unavailable")
-    wait_for(inside)
-    assert serve.warnings() == ["a coroutine was cancelled: its client is told 503"] * 2
+    def never(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if len(begun) == 1:
+            task.cancel()
+        return task
+
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(never)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        wire = serve(run_async(handler, loop), workers=2, reactors=1).connect()
+        for path in ("/soon", "/never"):
+            reply = wire.get(path)
+            assert (reply.status, reply.body) == (503, b"Service Unavailable")
+        assert begun == ["/soon"]
+        wait_until(lambda: len(serve.warnings()) == 2, "two warnings")
+        assert serve.warnings() == ["a coroutine was cancelled: its client is told 503"] * 2
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_a_coroutine_cannot_wait_for_the_end_of_its_server(serve: Serve) -> None:

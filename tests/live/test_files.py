@@ -147,11 +147,55 @@ def test_what_came_with_a_file_goes_with_it(serve: Serve, tmp_path: Path, first:
         reply = asked(server, "GET", "/", f"Range: bytes={text}")
         assert (reply.status, reply.body, reply.getall("ETag")) == (206, found, alone.getall("ETag")) or not found
         assert len(reply.getall("Content-Range")) == 1
-    for fields in ([], [f"If-None-Match: {tag}"], ["Range: bytes=0-3"], ["Range: bytes=0-0,2-3"]):
+    for fields in ([], [f"If-None-Match: {tag}"], ["Range: bytes=0-3"], ["Range: bytes=0-0,2-3"],
+                   ["Range: bytes=0-0,2-9000"]):
         reply = asked(server, "GET", "/text", *fields)
         assert (reply.status, reply.body, reply.get("ETag"), reply.get("Last-Modified"), reply.get("Content-Range"),
-                reply.get("X")) == (200, b"text", None, None, None, "kept")
+                reply.get("X"), reply.get("Content-Type")) == (
+                    200, b"text", None, None, None, "kept", "text/plain; charset=utf-8")
+    # What is told instead of a file is no file's.
+    for field, status in (("Range: bytes=99999999-", 416), ('If-Match: "x"', 412)):
+        reply = asked(server, "GET", "/text", field)
+        assert reply.status == status and reply.body.endswith(b"text")
     assert asked(server, "GET", "/other").getall("ETag") == ['"other"']
+
+
+def test_nothing_of_a_file_is_left_for_the_next(serve: Serve, tmp_path: Path) -> None:
+    """What came with the file of a call is not looked for in the next one."""
+    path, _ = file_of(tmp_path, 50_000)
+
+    def handler(ctx: RequestCtx) -> None:
+        if ctx.path == "/file":
+            ctx.send_file(path)
+            return
+        ctx.set_header("Accept-Ranges", "bytes")
+        ctx.status = 206
+        ctx.set_body_file(os.open(path, os.O_RDONLY), 0, 20_000)
+        ctx.set_body("mine")
+
+    with serve(handler, workers=2).connect() as wire:
+        for _ in range(4):
+            assert len(wire.get("/file", "Range: bytes=0-19999").body) == 20_000
+            reply = wire.get()
+            assert (reply.status, reply.get("Accept-Ranges"), reply.body) == (206, "bytes", b"mine")
+
+
+def test_what_cannot_be_said_of_a_file(serve: Serve, tmp_path: Path) -> None:
+    """Before there is half a reply: no room for its fields, a type that is none."""
+    path, _ = file_of(tmp_path, 50_000)
+
+    def handler(ctx: RequestCtx) -> None:
+        for _ in range(7 if ctx.path == "/full" else 0):
+            ctx.add_header("X", "x" * 1010)
+        with pytest.raises(ValueError):
+            ctx.send_file(path, "" if ctx.path == "/full" else "a/b\r\nX: 1")
+        ctx.write("so")
+
+    server = serve(handler, workers=2)
+    for name in ("/full", "/type"):
+        for fields in ([], ["Range: bytes=0-9"], ["Range: bytes=0-0,2-2"], ["If-None-Match: *"]):
+            reply = asked(server, "GET", name, *fields)
+            assert (reply.status, reply.body, reply.get("Content-Range"), reply.get("ETag")) == (200, b"so", None, None)
 
 
 @pytest.mark.parametrize("size", [10, 50_000])
@@ -265,7 +309,8 @@ def test_several_ranges_are_a_body_as_any(serve: Serve, tmp_path: Path) -> None:
 def test_too_much_in_several_ranges(serve: Serve, tmp_path: Path) -> None:
     """More than a MiB, or of a coding: the whole. However slowly it is read, it holds no worker."""
     path, content = file_of(tmp_path, 20_000_000)
-    server = serve(lambda ctx: ctx.send_file(path) if ctx.path == "/file" else ctx.write("served"), workers=2)
+    server = serve(lambda ctx: ctx.send_file(path) if ctx.path == "/file" else ctx.write("served"), workers=2,
+                   write_timeout=600.0, min_write_rate=0)
     many = f"Range: bytes=0-0,2-{1 << 20}"
     reply = asked(server, "GET", "/file", many)
     assert (reply.status, reply.body) == (206, reply.body) and len(reply.body) > 1 << 20

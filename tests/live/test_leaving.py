@@ -5,6 +5,7 @@ something took: a wait is for something that happens, and a limit is there to en
 """
 
 import contextlib
+import gc
 import math
 import os
 import re
@@ -637,6 +638,7 @@ def test_an_inherited_unix_socket(tmp_path: Path, reactors: int) -> None:
 
 def test_what_is_no_listener_is_an_error(tmp_path: Path) -> None:
     with socket.socket() as idle, open(tmp_path / "file", "w") as file:
+        gc.collect()
         before = os.listdir("/proc/self/fd")
         for descriptor in (idle.fileno(), file.fileno()):
             with Server(hello) as server, pytest.raises(StartError):
@@ -784,8 +786,8 @@ def test_a_socket_file_with_the_number_of_the_one_before(tmp_path: Path, monkeyp
         return SimpleNamespace(
             **{name: getattr(found, name) for name in dir(found) if name.startswith("st_")} | {"st_ino": number})
 
-    made = real(path).st_ctime_ns
-    while real(path).st_ctime_ns == made:       # the clock of a file system ticks a few hundred times a second
+    made = real(path).st_mtime_ns
+    while real(path).st_mtime_ns == made:       # the clock of a file system ticks a few hundred times a second
         path.unlink()
         path.touch()
     path.unlink()

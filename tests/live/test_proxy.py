@@ -361,8 +361,8 @@ def test_max_conns_per_ip_when_the_client_leaves_by_another_door(serve: Serve) -
 
     def handler(ctx: RequestCtx) -> None:
         if ctx.path == "/later":
-            calls.put(ctx)
             ctx.detach()
+            calls.put(ctx)
         elif ctx.path == "/away":
             ctx.hijack(lambda connection, data: wait_for(done))
 

@@ -534,7 +534,8 @@ def test_a_library_that_another_thread_is_importing_is_waited_for(
     steps = ModuleType("steps_of_multipart")
     steps.begun, steps.go = threading.Event(), threading.Event()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "steps_of_multipart", steps)
-    monkeypatch.delitem(sys.modules, "multipart", raising=False)
+    monkeypatch.setitem(sys.modules, "multipart", steps)
+    del sys.modules["multipart"]            # and whatever is there at the end goes, too
     monkeypatch.syspath_prepend(str(tmp_path))
     told: list[BaseException] = []
 
