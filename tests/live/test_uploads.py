@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import Serve, Wire, chunked, request, wait_for, wait_until
 
-from fastserve import BadRequest, ClientGone, ContextExpired, File, MissingExtra, RequestCtx
+from fastserve import BadRequest, ClientGone, ContextExpired, File, MissingExtra, RequestCtx, _core
 from fastserve.uploads import Spool
 
 MIB = 1 << 20
@@ -188,6 +188,31 @@ def test_files_of_a_body_that_was_replaced(large_ones: Callable[..., Any]) -> No
     for file in kept:
         with pytest.raises(ContextExpired):
             file.read()
+
+
+def test_a_form_of_a_body_that_is_replaced_meanwhile(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked before has the one of the body that was there; nobody has it afterwards."""
+    read = _core.parse_multipart
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(content_type: str, body: bytes) -> Any:
+        found = read(content_type, body)
+        inside.set()
+        wait_for(go)
+        return found
+
+    def handler(ctx: RequestCtx) -> None:
+        told: list[Any] = []
+        thread = threading.Thread(target=lambda: told.append(ctx.form.get("f")))
+        thread.start()
+        wait_for(inside)
+        ctx.replace_body(form(part(b"new", None)))
+        go.set()
+        thread.join()
+        ctx.write(f"{told} {ctx.form.get('f')}")
+
+    monkeypatch.setattr(_core, "parse_multipart", slow)
+    assert serve(handler, workers=2).exchange(upload(form(part(b"old", None)))).body == b"['old'] new"
 
 
 def test_a_stream_is_for_the_thread_of_its_handler(large_ones: Callable[..., Any]) -> None:
