@@ -14,6 +14,8 @@ from fastserve.errors import BadRequest
 
 __all__ = ["read_json", "write_json"]
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))     # json.dumps would make one
+
 orjson: Any
 try:
     orjson = importlib.import_module("orjson")
@@ -35,7 +37,7 @@ def write_json(value: object) -> bytes:
     if orjson:
         text: bytes = orjson.dumps(value)
         return text
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _read(body: bytes) -> Any:
