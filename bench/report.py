@@ -107,7 +107,7 @@ def latest(lines: Iterable[str]) -> dict[str, dict]:
     results: dict[str, dict] = {}
     for line in map(json.loads, lines):
         before = results.get(line["case"])
-        if not line["effort"]["quick"] and (before is None or _compared(line) >= _compared(before)):
+        if not line["effort"].get("quick") and (before is None or _compared(line) >= _compared(before)):
             results[line["case"]] = line
     return results
 
