@@ -98,8 +98,8 @@ class Server:
 
         `binds`: `host:port` (port 0: the kernel chooses), `[::1]:port`, `unix:/path`, `fd:N`; by default
         `127.0.0.1:8000`. Of `fd:N` a copy is used, and the open file is non-blocking from then on for all who share it.
-        With `?proxy` behind it each connection begins with a header of the PROXY protocol, version 1
-        or 2, from one of `trusted_proxies`. StartError if an address cannot be had: then nothing listens.
+        With `?proxy` behind it each connection begins with a header of the PROXY protocol, version 1 or 2, from one of
+        `trusted_proxies`. StartError if an address cannot be had: then nothing listens.
         """
         self._start(binds, None)
         return self
