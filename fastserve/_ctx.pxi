@@ -35,9 +35,6 @@ from fastserve.negotiation import best_encoding, best_type
 from fastserve.sending import file_fields, join_parts, recent_file_fields, type_of, weigh_file
 from fastserve.uploads import Files, end_files
 
-cdef extern from "<time.h>" nogil:
-    long c_time "time"(void*) noexcept
-
 cdef extern from "<fcntl.h>" nogil:
     int c_fcntl "fcntl"(int fd, int command, int argument) noexcept
     int F_DUPFD_CLOEXEC
@@ -1498,7 +1495,7 @@ def send_opened(RequestCtx ctx not None, tuple opened not None, str content_type
             ctx.leave_file()
         if ctx.has_conditions():
             status, lines, parts = weigh_file(ctx, size, changed)
-        elif changed < c_time(NULL) * SECOND:
+        elif changed < wall_seconds() * SECOND:
             lines = file_fields(size, changed)
         else:
             lines = recent_file_fields(size, changed)

@@ -103,8 +103,8 @@ def _shrink(ctx: RequestCtx, coders: dict[str, Callable[[bytes], bytes]], minimu
             ctx.content_type.partition(";")[0].strip().lower()):
         return
     fields = [(name.lower(), value) for name, value in ctx.response_headers]
-    if any(name in _AS_IT_IS or (name, "no-transform" in value.lower()) == ("cache-control", True)
-           for name, value in fields):
+    if any(name in _AS_IT_IS for name, _ in fields) or any(
+            name == "cache-control" and "no-transform" in value.lower() for name, value in fields):
         return
     coding = ctx.accepts_encoding(*coders)
     if coding is None:

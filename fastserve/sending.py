@@ -103,8 +103,8 @@ def weigh_file(ctx: RequestCtx, size: int, nanoseconds: int) -> tuple[int, bytes
                 parts = None
             if parts:
                 status = 206
-            if parts and len(parts) == 1:
-                lines.append(f"Content-Range: bytes {parts[0][0]}-{parts[0][1] - 1}/{size}")
+                if len(parts) == 1:
+                    lines.append(f"Content-Range: bytes {parts[0][0]}-{parts[0][1] - 1}/{size}")
     return status, "".join(f"{line}\r\n" for line in lines).encode("latin-1"), parts
 
 
