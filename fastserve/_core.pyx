@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 from fastserve.engine.atomics cimport (
     add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_ptr_seq, load_u8, load_u32,
     load_u32_seq, load_u64, load_u64_acquire, load_u64_seq, lock_word, now_ns, store_i64, store_ptr_seq, store_u8,
-    store_u32, store_u32_seq, store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
+    store_u32, store_u32_seq, store_u64, store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed
@@ -272,20 +272,19 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
     """True: there may be more."""
     cdef House* h = r.house
     cdef Listener* listener = &r.listeners[i]
-    cdef sockaddr_in6 peer
     cdef uint64_t key
     cdef Conn* c
-    cdef int _, fd
+    cdef int _, why
     for _ in range(ACCEPTS):
-        fd = net_accept(listener.fd, &peer)
-        if fd == AGAIN:
+        c = take_in(r, listener.fd, &why)
+        if why == AGAIN:
             return False
-        if fd == GONE:
+        if why == GONE:
             continue
-        if fd == SHORT:
+        if why == SHORT:
             accept_backs_off(r, i)
             return False
-        if fd == DEAD:
+        if why == DEAD:
             # Somebody has shut it down. It stays ours to close, but would wake us up for ever.
             poll_remove(r.epoll, listener.fd)
             listener.dead = True
@@ -293,30 +292,23 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
             return False
         r.accept_pause = 0
         count_u64(&r.stats.accepted, 1)
-        if listener.proxy and is_stranger(r, fd, &peer):
+        if listener.proxy and is_stranger(r, &c.peer):
+            net_break(c.fd)
+            let_go(r, c)
             continue
         if add_u32(&h.connections, 1) > h.limits.concurrency:
             count_u64(&r.stats.refused, 1)
             note(h, NOTE_CONCURRENCY, h.limits.concurrency)
-            reject(r, fd, &peer, 503, listener.proxy)
+            reject(r, c, 503, listener.proxy)
             if h.limits.reuse_port and not r.draining:
                 pause_accepts(r, ACCEPT_PAUSE_MIN)
                 return False
             continue
         # Behind a listener of proxies, who is to be counted is not known yet.
-        key = 0 if listener.local or listener.proxy else key_to_count(h, &peer)
+        key = 0 if listener.local or listener.proxy else key_to_count(h, &c.peer)
         if key and is_crowded(r, key):
-            reject(r, fd, &peer, 429, False)
+            reject(r, c, 429, False)
             continue
-        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
-        if c is NULL:
-            # Never: there is a slot for each connection that is counted.
-            if key:
-                peers_leave(&h.peers, key)
-            sub_u32(&h.connections, 1)
-            c_close(fd)
-            continue
-        memcpy(&c.peer, &peer, sizeof(peer))
         c.opened = r.now
         c.peer_key = key
         if listener.proxy:
@@ -337,6 +329,38 @@ cdef bint admit(Reactor* r, uint32_t i) noexcept nogil:
     return True
 
 
+cdef Conn* take_in(Reactor* r, int listener, int* why) noexcept nogil:
+    """Accepts a connection: its descriptor is in a slot before a fork can see that it is there. NULL: there is none,
+    `why` says why not."""
+    cdef sockaddr_in6 peer
+    cdef Conn* c = NULL
+    cdef int fd
+    lock_word(&r.descriptors)
+    fd = net_accept(listener, &peer)
+    if fd >= 0:
+        c = slot_take(&r.slots, fd, add_u64(&r.house.conn_ids, 1))
+        if c is NULL:
+            # Never: there is a slot for each connection that may be counted, and one for the newest.
+            c_close(fd)
+            fd = GONE
+        else:
+            memcpy(&c.peer, &peer, sizeof(peer))
+    unlock_word(&r.descriptors)
+    why[0] = fd
+    return c
+
+
+cdef void let_go(Reactor* r, Conn* c) noexcept nogil:
+    """Closes a descriptor and frees its slot: no fork sees the one without the other."""
+    lock_word(&r.descriptors)
+    if c.armed:
+        net_close(r.epoll, c.fd)
+    else:
+        c_close(c.fd)
+    slot_give(&r.slots, c)
+    unlock_word(&r.descriptors)
+
+
 cdef inline uint64_t key_to_count(House* h, const sockaddr_in6* peer) noexcept nogil:
     """By what a peer is counted for `max_conns_per_ip`; 0: it is not, because nobody is, or because it is a proxy that
     is trusted, whose connections are those of many."""
@@ -354,21 +378,17 @@ cdef bint is_crowded(Reactor* r, uint64_t key) noexcept nogil:
     return True
 
 
-cdef void reject(Reactor* r, int fd, sockaddr_in6* peer, int status, bint proxy) noexcept nogil:
+cdef void reject(Reactor* r, Conn* c, int status, bint proxy) noexcept nogil:
     """A connection beyond a limit, counted among the others so far: it is told so, while few enough are being told;
     where a probe may come, some more are heard first."""
     cdef House* h = r.house
     cdef uint32_t n = add_u32(&h.rejected, 1)
-    cdef Conn* c = NULL
     sub_u32(&h.connections, 1)
-    if n <= places_to_reject(r):
-        c = slot_take(&r.slots, fd, add_u64(&h.conn_ids, 1))
-    if c is NULL:
+    if n > places_to_reject(r):
         sub_u32(&h.rejected, 1)
         count_u64(&r.stats.unheard, 1)
-        c_close(fd)
+        let_go(r, c)
         return
-    memcpy(&c.peer, peer, sizeof(c.peer))
     c.rejected = True
     if proxy:
         c.state = PREFACE
@@ -426,23 +446,28 @@ cdef void accept_backs_off(Reactor* r, uint32_t i) noexcept nogil:
     cdef size_t size
     cdef int _, fd
     size = reply_error(text, 503, RETRY_AFTER, &r.scribe, r.house.leave, True, False, True, NULL)
+    # No fork sees a descriptor of these: a copy in a child would keep their connections open.
+    lock_word(&r.descriptors)
     for _ in range(ACCEPTS):
         if r.spare >= 0:
             c_close(r.spare)
         fd = net_accept(r.listeners[i].fd, &peer)
         if fd >= 0:
             count_u64(&r.stats.accepted, 1)
-            if not r.listeners[i].proxy or not is_stranger(r, fd, &peer):
+            if r.listeners[i].proxy and is_stranger(r, &peer):
+                net_break(fd)
+            else:
                 count_u64(&r.stats.refused_short, 1)
                 # What it has asked is read, because a close would reset the connection and take the reply with it.
                 net_recv(fd, waste, sizeof(waste))
                 if net_send(fd, text, size) == <ssize_t>size:
                     count_u64(&r.stats.statuses[5], 1)
                 net_end(fd)
-                c_close(fd)
+            c_close(fd)
         r.spare = net_spare()
         if fd < 0 or r.spare < 0:
             break
+    unlock_word(&r.descriptors)
     r.accept_pause = ACCEPT_PAUSE_MIN if r.accept_pause == 0 else 2 * r.accept_pause
     if r.accept_pause > ACCEPT_PAUSE_MAX:
         r.accept_pause = ACCEPT_PAUSE_MAX
@@ -1409,16 +1434,12 @@ cdef void drop(Reactor* r, Conn* c) noexcept nogil:
     timer_stop(&c.timer)
     undirty(r, c)
     give_buffers(r, c)
-    if c.armed:
-        net_close(r.epoll, c.fd)
-    else:
-        c_close(c.fd)
     discount(r.house, c)
     count_u64(&r.stats.bytes_sent, <uint64_t>c.sent)
     count_u64(&r.stats.bytes_received, c.drawn)
     if c.records is not NULL:
         log_sent(r, c, True)
-    slot_give(&r.slots, c)
+    let_go(r, c)
     if r.accept_again != NEVER:
         # There is a descriptor more.
         r.accept_again = r.now
@@ -1445,7 +1466,10 @@ cdef void drain(Reactor* r) noexcept nogil:
         for _ in range(DRAIN_ACCEPTS):
             if not admit(r, i):
                 break
+        lock_word(&r.descriptors)
         net_close(r.epoll, r.listeners[i].fd)
+        r.listeners[i].fd = -1
+        unlock_word(&r.descriptors)
     r.n_listeners = 0
     r.accept_again = NEVER
     for i in range(r.slots.touched):

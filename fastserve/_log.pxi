@@ -200,13 +200,13 @@ cdef Record* oldest_first(Record* x) noexcept nogil:
 
 cdef void reopen_log(House* h) noexcept nogil:
     """What was moved away is left, and a new file begun. Where that fails, the old one goes on."""
-    cdef int fd
+    cdef int fd, old = h.log_fd
     if h.log_path is NULL:
         return
     fd = log_open(h.log_path)
     if fd >= 0:
-        c_close(h.log_fd)
         h.log_fd = fd
+        c_close(old)
         h.log_torn = False
     else:
         note(h, NOTE_LOG, 0)

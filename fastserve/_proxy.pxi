@@ -8,14 +8,12 @@
 from fastserve.engine.proxy cimport CLIENT, NO_PROXY, Network, Told, Trusted, is_trusted, proxy_parse
 
 
-cdef bint is_stranger(Reactor* r, int fd, const sockaddr_in6* peer) noexcept nogil:
-    """Of who has just come to a listener of proxies. True: it is none that is trusted, and was reset."""
+cdef bint is_stranger(Reactor* r, const sockaddr_in6* peer) noexcept nogil:
+    """Of who has just come to a listener of proxies. True: it is none that is trusted, and is to be reset."""
     if is_trusted(&r.house.trusted, peer):
         return False
     count_u64(&r.stats.refused_proxy, 1)
     note(r.house, NOTE_STRANGER, <int64_t>peer_key(peer))
-    net_break(fd)
-    c_close(fd)
     return True
 
 

@@ -30,6 +30,7 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     int pthread_join(pthread_t thread, void** answer) noexcept
     int pthread_timedjoin_np(pthread_t thread, void** answer, const timespec* limit) noexcept
+    pthread_t pthread_self() noexcept
 
 cdef object log = _logging.getLogger("fastserve.error")
 
@@ -684,6 +685,54 @@ cdef class Core:
         return total
 
 
+cdef uint32_t fork_turn         # a lock: one thread forks at a time
+cdef uint64_t forking           # atomic: the thread that has it; 0: nobody
+cdef uint32_t forks             # begun and not over: a handler of a signal may fork in the middle of a fork
+cdef list forked_cores          # whose descriptors stand still meanwhile
+
+
+def before_fork(list cores not None) -> None:
+    """Until `after_fork` no descriptor of a connection is in no slot yet, or in a slot and closed: a child would keep
+    the one open and close, by its number, what somebody else opened since. Whoever has such a lock does not wait for
+    Python."""
+    global forks, forked_cores
+    cdef uint64_t me = <uint64_t>pthread_self()
+    cdef House* h
+    cdef uint32_t i
+    cdef Core core
+    if load_u64(&forking) != me:
+        with nogil:
+            lock_word(&fork_turn)
+        store_u64(&forking, me)
+        forked_cores = cores
+        for core in cores:
+            h = core.house
+            with nogil:
+                for i in range(h.n_reactors):
+                    lock_word(&h.reactors[i].descriptors)
+    forks += 1
+
+
+def after_fork() -> None:
+    """In both processes. Whoever was interrupted before `before_fork` has nothing to give back."""
+    global forks, forked_cores
+    cdef House* h
+    cdef uint32_t i
+    cdef Core core
+    if load_u64(&forking) != <uint64_t>pthread_self():
+        return
+    forks -= 1
+    if forks:
+        return
+    for core in forked_cores:
+        h = core.house
+        for i in range(h.n_reactors):
+            unlock_word(&h.reactors[i].descriptors)
+    forked_cores = None
+    store_u64(&forking, 0)
+    unlock_word(&fork_turn)
+
+
 cdef int64_t ns(double seconds) except -1:
     """Of more than thirty years not all, so that a moment may be added. ValueError: not a number."""
     if seconds != seconds:
@@ -758,7 +807,7 @@ cdef int reactor_make(House* h, uint32_t index, bytes name, bint with_ring) exce
     r.spare = net_spare()
     r.now = now_ns()
     scribe_make(&r.scribe, name, <uint32_t>len(name))
-    if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + 2 * PROBE_SLOTS)
+    if not (slots_make(&r.slots, lim.concurrency + lim.reject_slots + 2 * PROBE_SLOTS + 1)
             and pool_make(&r.inputs, input_size(lim.fields, lim.input_room), BLOCKS_AHEAD, BLOCKS_KEPT)
             and pool_make(&r.outputs, sizeof(Output) + OUTPUT_ROOM, BLOCKS_AHEAD, BLOCKS_KEPT)
             and bodies_make(&r.bodies)
@@ -790,6 +839,7 @@ cdef void close_descriptors(House* h) noexcept:
         if r.epoll < 0:
             # A worker that came too late to do anything has left after the last one.
             return
+        lock_word(&r.descriptors)
         for k in range(r.slots.touched):
             if r.slots.table[k].state != FREE:
                 # It came home when nobody turned the reactor any more.
@@ -806,7 +856,8 @@ cdef void close_descriptors(House* h) noexcept:
         if r.spare >= 0:
             c_close(r.spare)
         batch_unmake(&r.batch)
-        r.epoll = r.lease.event = -1
+        r.epoll = r.lease.event = r.spare = -1
+        unlock_word(&r.descriptors)
     if h.log_fd >= 0:
         c_close(h.log_fd)
         h.log_fd = -1

@@ -172,6 +172,7 @@ cdef struct Reactor:
     void* log_back              # and those that it has written
     void* log_free              # the holder's
     uint32_t log_made
+    uint32_t descriptors        # a lock: by the holder, while one is in no slot yet or in none any more; by a fork
     Stats stats
 
 

@@ -7,6 +7,10 @@ has open is read from /proc by the child itself.
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import test_leaving as leaving
 from test_leaving import GET, HANG_LIMIT, Run, connect, ended, get, reply
@@ -47,8 +51,10 @@ def report(ctx, tell):
 """
 
 
-def told(address: str) -> object:
-    got = get(address)
+def told(address: str, path: bytes = b"/") -> object:
+    with connect(address) as client:
+        client.sendall(GET.replace(b"/", path, 1))
+        got = reply(client)
     assert b"\r\nX-Status: 0\r\n" in got
     return json.loads(got.partition(b"\r\n\r\n")[2])
 
@@ -148,6 +154,70 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
         assert reply(idle)
     process.popen.send_signal(signal.SIGTERM)
     assert process.status() == 0
+
+
+def test_a_child_has_no_descriptor_that_comes_or_goes_while_it_is_made(script: Run) -> None:
+    """Connections come and go at one reactor while the handler at another forks: none of them stays in a child, and
+    no child loses the pipe that it answers by to the close of a connection that had its number before."""
+    process = script(FORKS + """
+def handler(ctx):
+    if ctx.path == "/fork":
+        report(ctx, open_kinds)
+
+Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        for _ in range(20_000):
+            if over.is_set():
+                return
+            with connect(address) as wire:
+                wire.sendall(GET)
+                reply(wire)
+
+    with ThreadPoolExecutor(2) as clients:
+        coming = [clients.submit(come_and_go) for _ in range(2)]
+        try:
+            for _ in range(200):
+                assert told(address, b"/fork") == {}
+        finally:
+            over.set()
+        for done in coming:
+            done.result(HANG_LIMIT)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
+def test_a_fork_in_the_middle_of_a_fork() -> None:
+    """What a signal's handler may do. Hooks that run before a fork run in reverse."""
+    text = """
+import os, socket, warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)
+within = []
+
+def fork_within():
+    if not within:
+        within.append(None)
+        os.waitpid(os.fork() or os._exit(0), 0)
+        within.clear()
+
+os.register_at_fork(before=fork_within)
+
+from fastserve import Server
+
+with Server(lambda ctx: ctx.write("alive"), workers=2).start("127.0.0.1:0") as server:
+    host, port = server.addresses[0].split(":")
+    for _ in range(2):
+        os.waitpid(os.fork() or os._exit(0), 0)
+        with socket.create_connection((host, int(port)), 30) as wire:
+            wire.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
+            print(wire.makefile("rb").read()[-5:].decode())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, timeout=HANG_LIMIT)
+    assert (done.stdout, done.stderr, done.returncode) == (b"alive\nalive\n", b"", 0)
 
 
 def test_a_child_has_the_signals_of_before_and_a_server_that_is_closed(script: Run) -> None:
