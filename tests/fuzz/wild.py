@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 
 SEED = int(os.environ["FASTSERVE_SEED"])         # conftest.py draws and prints it
-EXAMPLES = int(os.environ.get("FASTSERVE_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("FASTSERVE_EXAMPLES", "250"))
 
 
 def random_run(test):

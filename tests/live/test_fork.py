@@ -180,7 +180,7 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
     with ThreadPoolExecutor(2) as clients:
         coming = [clients.submit(come_and_go) for _ in range(2)]
         try:
-            for _ in range(200):
+            for _ in range(100):
                 assert told(address, b"/fork") == {}
         finally:
             over.set()

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import resource
+import sys
 import tempfile
 import threading
 import tracemalloc
@@ -261,6 +262,8 @@ def test_a_reader_never_reads_another_file() -> None:
                     strange.append((found, content))
 
     spies = [threading.Thread(target=spy) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)         # they meet more often, and wait less for each other
     for thread in spies:
         thread.start()
     try:
@@ -274,6 +277,7 @@ def test_a_reader_never_reads_another_file() -> None:
         done.set()
         for thread in spies:
             thread.join()
+        sys.setswitchinterval(interval)
     assert not strange
 
 
