@@ -361,6 +361,13 @@ cdef void let_go(Reactor* r, Conn* c) noexcept nogil:
     unlock_word(&r.descriptors)
 
 
+cdef void close_listener(Reactor* r, uint32_t i) noexcept nogil:
+    lock_word(&r.descriptors)
+    net_close(r.epoll, r.listeners[i].fd)
+    r.listeners[i].fd = -1
+    unlock_word(&r.descriptors)
+
+
 cdef inline uint64_t key_to_count(House* h, const sockaddr_in6* peer) noexcept nogil:
     """By what a peer is counted for `max_conns_per_ip`; 0: it is not, because nobody is, or because it is a proxy that
     is trusted, whose connections are those of many."""
@@ -1466,10 +1473,7 @@ cdef void drain(Reactor* r) noexcept nogil:
         for _ in range(DRAIN_ACCEPTS):
             if not admit(r, i):
                 break
-        lock_word(&r.descriptors)
-        net_close(r.epoll, r.listeners[i].fd)
-        r.listeners[i].fd = -1
-        unlock_word(&r.descriptors)
+        close_listener(r, i)
     r.n_listeners = 0
     r.accept_again = NEVER
     for i in range(r.slots.touched):
@@ -1778,6 +1782,7 @@ cdef void give_handed(House* h, Handed* handed) noexcept nogil:
     handed.kind = NO_LARGE
 
 
+include "_forks.pxi"
 include "_log.pxi"
 include "_probes.pxi"
 include "_proxy.pxi"
@@ -1785,5 +1790,6 @@ include "_stream.pxi"
 include "_later.pxi"
 include "_args.pxi"
 include "_ctx.pxi"
+include "_files.pxi"
 include "_views.pxi"
 include "_worker.pxi"

@@ -30,7 +30,6 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     int pthread_join(pthread_t thread, void** answer) noexcept
     int pthread_timedjoin_np(pthread_t thread, void** answer, const timespec* limit) noexcept
-    pthread_t pthread_self() noexcept
 
 cdef object log = _logging.getLogger("fastserve.error")
 
@@ -406,10 +405,6 @@ cdef class Core:
         fill_limits(&h.limits, config)
         for i in range(h.max_workers):
             h.crew.mates[i].index = i
-        for i in range(config.reactors):
-            h.n_reactors += 1
-            reactor_make(h, i, config.name.encode("ascii"), config.io_uring)
-        h.crew.n_leases = h.n_reactors
         if h.limits.conns_per_ip and not peers_make(
                 &h.peers, h.limits.concurrency, <uint64_t>int.from_bytes(_os.urandom(8), "little")):
             raise MemoryError
@@ -418,6 +413,11 @@ cdef class Core:
         if h.trusted.networks is NULL:
             raise MemoryError
         fill_trusted(&h.trusted, trust)
+        for i in range(config.reactors):
+            h.n_reactors += 1
+            reactor_make(h, i, config.name.encode("ascii"), config.io_uring)
+        h.crew.n_leases = h.n_reactors
+        forks_know(h)
 
     def __dealloc__(self):
         if self.house is not NULL:
@@ -464,7 +464,7 @@ cdef class Core:
         for i in range(self.house.n_reactors):
             r = &self.house.reactors[i]
             for k in range(r.n_listeners):
-                net_close(r.epoll, r.listeners[k].fd)
+                close_listener(r, k)
             r.n_listeners = 0
 
     def hear(self, int fd) -> None:
@@ -571,7 +571,7 @@ cdef class Core:
         cdef bint stays = False
         cdef timespec limit
         cdef int64_t until
-        if self.closed or not self.started:
+        if self.closed or not self.started or self.house.forked:
             return
         self.closed = True
         with nogil:
@@ -596,33 +596,6 @@ cdef class Core:
         elif h.log_runs:
             leave_house(h)
         leave_house(h)
-
-    def forked(self) -> None:
-        """In the child of a fork: closes the copies of every descriptor; the epoll sets, which the
-        parent shares, are not changed. The server is dead here."""
-        cdef House* h = self.house
-        cdef Reactor* r
-        cdef uint32_t i, k
-        self.closed = True
-        self.started = False
-        h.forked = 1
-        # Nothing of the parent's is ever freed here: its threads, which may be in the middle of it,
-        # are not in this process to finish.
-        add_u32(&h.refs, 1)
-        for i in range(h.n_reactors):
-            r = &h.reactors[i]
-            for k in range(r.n_listeners):
-                c_close(r.listeners[k].fd)
-            for k in range(r.slots.touched):
-                if r.slots.table[k].state != FREE and r.slots.table[k].fd >= 0:
-                    c_close(r.slots.table[k].fd)
-            c_close(r.epoll)
-            c_close(r.lease.event)
-            if r.spare >= 0:
-                c_close(r.spare)
-            batch_unmake(&r.batch)
-        if h.log_fd >= 0:
-            c_close(h.log_fd)
 
     def stats(self) -> dict:
         """Counters since the start, summed over the reactors, and what is in use now."""
@@ -683,54 +656,6 @@ cdef class Core:
         total["statuses"] = statuses
         total["refusals"] = refusals
         return total
-
-
-cdef uint32_t fork_turn         # a lock: one thread forks at a time
-cdef uint64_t forking           # atomic: the thread that has it; 0: nobody
-cdef uint32_t forks             # begun and not over: a handler of a signal may fork in the middle of a fork
-cdef list forked_cores          # whose descriptors stand still meanwhile
-
-
-def before_fork(list cores not None) -> None:
-    """Until `after_fork` no descriptor of a connection is in no slot yet, or in a slot and closed: a child would keep
-    the one open and close, by its number, what somebody else opened since. Whoever has such a lock does not wait for
-    Python."""
-    global forks, forked_cores
-    cdef uint64_t me = <uint64_t>pthread_self()
-    cdef House* h
-    cdef uint32_t i
-    cdef Core core
-    if load_u64(&forking) != me:
-        with nogil:
-            lock_word(&fork_turn)
-        store_u64(&forking, me)
-        forked_cores = cores
-        for core in cores:
-            h = core.house
-            with nogil:
-                for i in range(h.n_reactors):
-                    lock_word(&h.reactors[i].descriptors)
-    forks += 1
-
-
-def after_fork() -> None:
-    """In both processes. Whoever was interrupted before `before_fork` has nothing to give back."""
-    global forks, forked_cores
-    cdef House* h
-    cdef uint32_t i
-    cdef Core core
-    if load_u64(&forking) != <uint64_t>pthread_self():
-        return
-    forks -= 1
-    if forks:
-        return
-    for core in forked_cores:
-        h = core.house
-        for i in range(h.n_reactors):
-            unlock_word(&h.reactors[i].descriptors)
-    forked_cores = None
-    store_u64(&forking, 0)
-    unlock_word(&fork_turn)
 
 
 cdef int64_t ns(double seconds) except -1:
@@ -839,6 +764,9 @@ cdef void close_descriptors(House* h) noexcept:
         if r.epoll < 0:
             # A worker that came too late to do anything has left after the last one.
             return
+        for k in range(r.n_listeners):
+            close_listener(r, k)
+        r.n_listeners = 0
         lock_word(&r.descriptors)
         for k in range(r.slots.touched):
             if r.slots.table[k].state != FREE:
@@ -848,9 +776,6 @@ cdef void close_descriptors(House* h) noexcept:
                 c_close(r.slots.table[k].fd)
                 discount(h, &r.slots.table[k])
                 slot_give(&r.slots, &r.slots.table[k])
-        for k in range(r.n_listeners):
-            c_close(r.listeners[k].fd)
-        r.n_listeners = 0
         c_close(r.epoll)
         c_close(r.lease.event)
         if r.spare >= 0:
@@ -872,6 +797,7 @@ cdef void forget_house(House* h) noexcept:
     if h.n_reactors and h.reactors[0].epoll >= 0:
         # It was made and never started.
         close_descriptors(h)
+    forks_forget(h)
     for i in range(h.n_reactors):
         r = &h.reactors[i]
         slots_unmake(&r.slots)

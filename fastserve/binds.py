@@ -106,11 +106,11 @@ def _parse_tcp(text: str, proxy: bool) -> Bind:
         raise ValueError(f"neither a URL nor a path; write {FORMS}")
     if not colon or "]" in port:
         raise ValueError(f"the port is missing; write {FORMS}")
+    number = _number(port, "port", 65535)
     if not host:
         raise ValueError(
-            f"the host is missing; write 127.0.0.1:{port} for this machine only, 0.0.0.0:{port} for everyone"
+            f"the host is missing; write 127.0.0.1:{number} for this machine only, 0.0.0.0:{number} for everyone"
         )
-    number = _number(port, "port", 65535)
     if bracketed := _IPV6.fullmatch(host):
         try:
             return Bind(kind="tcp", host=str(ipaddress.IPv6Address(bracketed[1])), port=number, proxy=proxy)

@@ -37,8 +37,6 @@ try:
         Headers,
         ReplyStream,
         RequestCtx,
-        after_fork,
-        before_fork,
         is_taking_over,
         unix_name,
     )
@@ -423,14 +421,12 @@ class Server:
             writer.close()
 
     def _forked(self) -> None:
-        """In the child of a fork."""
+        """In the child of a fork: the core has seen to itself."""
         restore = getattr(self, "_restore_signals", None)
         if restore is not None:
             restore()
             for end in self._signal_pair:
                 end.close()
-        if self._core is not None:
-            self._core.forked()
 
 
 _running: "weakref.WeakSet[Server]" = weakref.WeakSet()
@@ -506,17 +502,11 @@ def _at_exit() -> None:
             server._stop(0, leave_at)  # pyright: ignore[reportPrivateUsage]
 
 
-def _before_fork() -> None:
-    cores = (server._core for server in list(_running))  # pyright: ignore[reportPrivateUsage]
-    before_fork([core for core in cores if core is not None])
-
-
 def _after_fork() -> None:
     for server in list(_running):
         server._forked()  # pyright: ignore[reportPrivateUsage]
     _running.clear()
-    after_fork()
 
 
 atexit.register(_at_exit)
-os.register_at_fork(before=_before_fork, after_in_parent=after_fork, after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

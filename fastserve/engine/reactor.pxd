@@ -172,13 +172,14 @@ cdef struct Reactor:
     void* log_back              # and those that it has written
     void* log_free              # the holder's
     uint32_t log_made
-    uint32_t descriptors        # a lock: by the holder, while one is in no slot yet or in none any more; by a fork
+    uint32_t descriptors        # a lock, of the table's: the holder's from accept to slot and from close to free slot
     Stats stats
 
 
 cdef struct House:
     # One server, as native code sees it.
     Limits limits
+    House* next_house           # of this process: see _forks.pxi
     Crew crew
     Reactor* reactors
     uint32_t n_reactors

@@ -7,11 +7,10 @@ has open is read from /proc by the child itself.
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import test_leaving as leaving
 from test_leaving import GET, HANG_LIMIT, Run, connect, ended, get, reply
 
@@ -156,16 +155,20 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
     assert process.status() == 0
 
 
-def test_a_child_has_no_descriptor_that_comes_or_goes_while_it_is_made(script: Run) -> None:
+@pytest.mark.parametrize(("work", "forks"), [(0, 100), (300_000, 25)])
+def test_a_child_has_no_descriptor_that_comes_or_goes_while_it_is_made(script: Run, work: int, forks: int) -> None:
     """Connections come and go at one reactor while the handler at another forks: none of them stays in a child, and
-    no child loses the pipe that it answers by to the close of a connection that had its number before."""
+    no child loses the pipe that it answers by to the close of a connection that had its number before. `work`:
+    handlers that compute, so that those that are to fork wait for Python, and others for them."""
     process = script(FORKS + """
 def handler(ctx):
     if ctx.path == "/fork":
         report(ctx, open_kinds)
+    else:
+        sum(range(WORK))
 
-Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
-""")
+Server(handler, reactors=2, workers=8).serve("127.0.0.1:0", ready=ready)
+""".replace("WORK", str(work)))
     [address] = process.addresses()
     over = threading.Event()
 
@@ -177,10 +180,10 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
                 wire.sendall(GET)
                 reply(wire)
 
-    with ThreadPoolExecutor(2) as clients:
-        coming = [clients.submit(come_and_go) for _ in range(2)]
+    with ThreadPoolExecutor(8) as clients:
+        coming = [clients.submit(come_and_go) for _ in range(8)]
         try:
-            for _ in range(100):
+            for _ in range(forks):
                 assert told(address, b"/fork") == {}
         finally:
             over.set()
@@ -190,34 +193,53 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
     assert process.status() == 0
 
 
-def test_a_fork_in_the_middle_of_a_fork() -> None:
-    """What a signal's handler may do. Hooks that run before a fork run in reverse."""
-    text = """
-import os, socket, warnings
+def test_a_child_that_c_has_made_has_no_descriptor_of_the_server(script: Run) -> None:
+    process = script(FORKS + """
+os.fork = ctypes.PyDLL(None).fork       # keeps the GIL, which the child has then too
 
-warnings.simplefilter("ignore", DeprecationWarning)
-within = []
+def handler(ctx):
+    report(ctx, open_kinds)
 
-def fork_within():
-    if not within:
-        within.append(None)
-        os.waitpid(os.fork() or os._exit(0), 0)
-        within.clear()
+with Server(handler, reactors=2, workers=3).start("127.0.0.1:0") as server:
+    ready(server)
+    sys.stdin.readline()
+""")
+    [address] = process.addresses()
+    with connect(address) as idle:
+        assert told(address) == told(address) == {}
+        idle.sendall(GET)
+        assert reply(idle)
+    process.answer()
+    assert process.status() == 0
 
-os.register_at_fork(before=fork_within)
 
-from fastserve import Server
+def test_a_child_has_no_descriptor_of_a_server_that_was_stopped_and_still_has_a_handler(script: Run) -> None:
+    process = script(FORKS + """
+class Told:
+    def write(self, data):
+        say(data.decode())
+    def set_header(self, name, value):
+        say(value)
 
-with Server(lambda ctx: ctx.write("alive"), workers=2).start("127.0.0.1:0") as server:
-    host, port = server.addresses[0].split(":")
-    for _ in range(2):
-        os.waitpid(os.fork() or os._exit(0), 0)
-        with socket.create_connection((host, int(port)), 30) as wire:
-            wire.sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
-            print(wire.makefile("rb").read()[-5:].decode())
-"""
-    done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, timeout=HANG_LIMIT)
-    assert (done.stdout, done.stderr, done.returncode) == (b"alive\nalive\n", b"", 0)
+called = threading.Event()
+
+def handler(ctx):
+    called.set()
+    threading.Event().wait()
+
+with Server(handler, reactors=2, workers=3).start("127.0.0.1:0") as server:
+    ready(server)
+    called.wait()
+    server.shutdown(0)
+report(Told(), open_kinds)
+os._exit(7)
+""")
+    [address] = process.addresses()
+    with connect(address) as client:
+        client.sendall(GET)
+        assert [process.line(), process.line()] == ["{}", "0"]
+        assert ended(client)
+    assert process.status() == 7
 
 
 def test_a_child_has_the_signals_of_before_and_a_server_that_is_closed(script: Run) -> None:

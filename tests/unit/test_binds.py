@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastserve.binds import DEFAULT_BIND, Bind, parse_bind
@@ -142,6 +142,7 @@ pieces = st.sampled_from(
 )
 
 
+@example(":\r")
 @given(st.text() | st.lists(pieces).map("".join))
 def test_any_text_is_refused_in_one_line_or_reads_back(text: str) -> None:
     try:
