@@ -155,7 +155,7 @@ Server(handler, reactors=2, workers=4).serve("127.0.0.1:0", ready=ready)
     assert process.status() == 0
 
 
-@pytest.mark.parametrize(("work", "forks"), [(0, 100), (300_000, 25)])
+@pytest.mark.parametrize(("work", "forks"), [(0, 60), (300_000, 15)])
 def test_a_child_has_no_descriptor_that_comes_or_goes_while_it_is_made(script: Run, work: int, forks: int) -> None:
     """Connections come and go at one reactor while the handler at another forks: none of them stays in a child, and
     no child loses the pipe that it answers by to the close of a connection that had its number before. `work`:
