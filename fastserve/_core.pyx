@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 from fastserve.engine.atomics cimport (
     add_u32, add_u64, cas_u8, count_u64, futex_wait, futex_wake, load_i64, load_ptr_seq, load_u8, load_u32,
     load_u32_seq, load_u64, load_u64_acquire, load_u64_seq, lock_word, now_ns, store_i64, store_ptr_seq, store_u8,
-    store_u32, store_u32_seq, store_u64, store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
+    store_u32, store_u32_seq, store_u64_release, sub_u32, swap_u32, unlock_word, wall_ns, wall_seconds,
 )
 from fastserve.engine.batch cimport BATCH, Batch, batch_add, batch_go, batch_make, batch_unmake
 from fastserve.engine.body cimport AFTER_BODY, chunked_begin, chunked_feed

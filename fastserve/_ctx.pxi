@@ -790,11 +790,14 @@ cdef class RequestCtx:
     def local_addr(self) -> tuple[str, int] | str:
         """Address and port that the connection came to; the path of a unix socket, `@` first for a name that is no
         path. On a listener of proxies that is where the proxy reached this server: what the PROXY header tells of a
-        destination is not kept."""
+        destination is not kept. OSError: there is no descriptor left to look with."""
         cdef int fd
         with cython.critical_section(self):
             self.check()
             fd = c_fcntl(self.conn.fd, F_DUPFD_CLOEXEC, 0)
+            if fd < 0:
+                problem = errno
+                raise OSError(problem, _os.strerror(problem))
         with _socket.socket(fileno=fd) as copy:
             name = copy.getsockname()
         return name[:2] if isinstance(name, tuple) else unix_name(name)

@@ -1,8 +1,9 @@
 # Files: from a name to an open descriptor, and from that to a reply.
 #
-# Knows: what of a file goes into a reply: its fields, the ranges and conditions that decide how much of it. Never sees:
-# how it is opened or sent (engine/files.pxd, engine/net.pxd), a connection. Invariant: a descriptor has one owner: who
-# opened it, until `send_opened`, which hands it to the ctx or closes it, whatever happens.
+# Knows: names of files, and what of a file goes into a reply: its fields, and the ranges and conditions that decide how
+# much of it. Never sees: the system calls that open and send it (engine/files.pxd, engine/net.pxd), a connection.
+# Invariant: a descriptor has one owner: who opened it, until `send_opened`, which hands it to the ctx or closes it,
+# whatever happens.
 
 from fastserve.engine.files cimport file_open, file_open_beneath
 from fastserve.sending import file_fields, join_parts, recent_file_fields, weigh_file

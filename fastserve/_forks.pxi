@@ -1,9 +1,9 @@
 # Forks: a child has nothing of its parent's servers.
 #
-# Knows: the houses of this process, and which descriptors are a house's. Never sees: Python, which does not run between
-# `before_fork` and `after_fork`: libc calls both inside of fork(2), whoever calls that. Invariant: while a process is
-# copied, a descriptor of a connection is in a slot, and what is in a slot is open; whoever has one of the locks that
-# see to that makes a few system calls that do not wait, and waits for nobody.
+# Knows: the houses of this process, and which descriptors are a house's. Never sees: Python. libc calls `before_fork`
+# and `after_fork` inside of fork(2), whoever calls that. Invariant: while a process is copied, a descriptor of a
+# connection is in a slot, and what is in a slot is open. Whoever has one of the locks that see to that does not wait
+# for Python, nor for a client; the order is `houses_lock`, the reactors' `descriptors`, the house's `lock`.
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
@@ -11,6 +11,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef House* houses              # stands behind `houses_lock`
 cdef uint32_t houses_lock
+cdef bint hears_forks           # stays when an import of this module failed half-way and is tried again
 
 
 cdef void forks_know(House* h) noexcept nogil:
@@ -23,7 +24,7 @@ cdef void forks_know(House* h) noexcept nogil:
 
 
 cdef void forks_forget(House* h) noexcept nogil:
-    """Also of a house whose making has failed before they knew it."""
+    """Also a house whose making failed before `forks_know`."""
     cdef House** at = &houses
     lock_word(&houses_lock)
     while at[0] is not NULL and at[0] is not h:
@@ -55,9 +56,9 @@ cdef void after_fork() noexcept nogil:
 
 
 cdef void after_fork_in_child() noexcept nogil:
-    """Closes the copies of every descriptor; the epoll sets, which the parent shares, are not changed. The houses are
-    dead here, and never freed: their threads, which may be in the middle of anything, are not in this process to
-    finish."""
+    """Closes the copies of every descriptor, whose numbers nobody finds any more; the epoll sets, which the parent
+    shares, are not changed. The houses are dead here, and never freed: their threads, which may be in the middle of
+    anything, are not in this process to finish."""
     global houses
     cdef House* h = houses
     after_fork()
@@ -78,18 +79,24 @@ cdef void close_copies(House* h) noexcept nogil:
             # Closed in the parent too.
             continue
         for k in range(r.n_listeners):
-            c_close(r.listeners[k].fd)
+            close_copy(&r.listeners[k].fd)
         for k in range(r.slots.touched):
             if r.slots.table[k].state != FREE:
-                c_close(r.slots.table[k].fd)
-        c_close(r.epoll)
-        c_close(r.lease.event)
-        if r.spare >= 0:
-            c_close(r.spare)
+                close_copy(&r.slots.table[k].fd)
+        close_copy(&r.epoll)
+        close_copy(&r.lease.event)
+        close_copy(&r.spare)
         batch_unmake(&r.batch)
-    if h.log_fd >= 0:
-        c_close(h.log_fd)
+    close_copy(&h.log_fd)
 
 
-if pthread_atfork(before_fork, after_fork, after_fork_in_child):
-    raise MemoryError
+cdef inline void close_copy(int* fd) noexcept nogil:
+    if fd[0] >= 0:
+        c_close(fd[0])
+        fd[0] = -1
+
+
+if not hears_forks:
+    if pthread_atfork(before_fork, after_fork, after_fork_in_child):
+        raise MemoryError
+    hears_forks = True

@@ -27,8 +27,9 @@ cdef void go_alone(Desk* d) noexcept nogil:
 
 
 cdef void wait_let_go(Desk* d) noexcept nogil:
-    """Whoever seized the call is still sending what was committed before; that is bounded."""
-    while d.word and load_u64_acquire(&d.mate.let_go) != d.word:
+    """Whoever seized the call is still sending what was committed before; that is bounded. In the child of a
+    fork nobody is."""
+    while d.word and load_u64_acquire(&d.mate.let_go) != d.word and not d.house.forked:
         sched_yield()
 
 

@@ -76,17 +76,15 @@ cdef class Worker:
         cdef bint wanted
         mate.tid = thread_id()
         mate.cpu_clock = thread_cpu_clock()
-        while True:
+        while not self.house.forked:
             with nogil:
                 wanted = work(&self.desk, idle)
             if not wanted:
-                return 0
+                break
             if self.desk.word:
                 self.call()
             else:
                 self.call_alone()
-            if self.house.forked:
-                return 0
 
     cdef void call(self) noexcept:
         """The word says WANT, and the GIL has come: runs the handlers that are ready, one batch."""
@@ -474,13 +472,16 @@ cdef class Core:
 
     def start(self) -> None:
         """Starts the watchers. Until a worker parks they turn the reactors themselves."""
-        cdef uint32_t i
+        cdef uint32_t i, k
         self.started = True
         self.house.started_at = now_ns()
         enter_house(self.house)
         for i in range(self.house.n_reactors):
             if thread_start(&self.house.reactors[i].watcher, watch, &self.house.reactors[i]):
-                # Those that run already are joined by `close`.
+                # Those that run already are joined by `close`; nobody turns the others.
+                for k in range(i, self.house.n_reactors):
+                    reactor_close(self.house, &self.house.reactors[k])
+                    reactor_unmake(&self.house.reactors[k])
                 self.house.n_reactors = i
                 raise OSError("no thread could be started for a reactor")
         if self.house.log_fd >= 0:
@@ -560,6 +561,8 @@ cdef class Core:
             with nogil:
                 futex_wait(&h.bell, seen, -1)
             PyErr_CheckSignals()
+            # Their handlers may fork.
+            self.check()
         store_i64(&h.exit_at, NEVER)
         return self.stats()["cut"] == 0
 
@@ -757,40 +760,51 @@ cdef void leave_house(House* h) noexcept:
 
 
 cdef void close_descriptors(House* h) noexcept:
-    cdef Reactor* r
-    cdef uint32_t i, k
+    cdef uint32_t i
     for i in range(h.n_reactors):
-        r = &h.reactors[i]
-        if r.epoll < 0:
-            # A worker that came too late to do anything has left after the last one.
+        if h.reactors[i].epoll < 0:
+            # A worker that came too late to do anything has left after the last one; or this is the child of a fork.
             return
-        for k in range(r.n_listeners):
-            close_listener(r, k)
-        r.n_listeners = 0
-        lock_word(&r.descriptors)
-        for k in range(r.slots.touched):
-            if r.slots.table[k].state != FREE:
-                # It came home when nobody turned the reactor any more.
-                give_buffers(r, &r.slots.table[k])
-                lose_records(h, &r.slots.table[k])
-                c_close(r.slots.table[k].fd)
-                discount(h, &r.slots.table[k])
-                slot_give(&r.slots, &r.slots.table[k])
-        c_close(r.epoll)
-        c_close(r.lease.event)
-        if r.spare >= 0:
-            c_close(r.spare)
-        batch_unmake(&r.batch)
-        r.epoll = r.lease.event = r.spare = -1
-        unlock_word(&r.descriptors)
+        reactor_close(h, &h.reactors[i])
     if h.log_fd >= 0:
         c_close(h.log_fd)
         h.log_fd = -1
     drop_references(h)
 
 
+cdef void reactor_close(House* h, Reactor* r) noexcept:
+    """Nobody turns it any more."""
+    cdef uint32_t k
+    for k in range(r.n_listeners):
+        close_listener(r, k)
+    r.n_listeners = 0
+    lock_word(&r.descriptors)
+    for k in range(r.slots.touched):
+        if r.slots.table[k].state != FREE:
+            # It came home when nobody did.
+            give_buffers(r, &r.slots.table[k])
+            lose_records(h, &r.slots.table[k])
+            c_close(r.slots.table[k].fd)
+            discount(h, &r.slots.table[k])
+            slot_give(&r.slots, &r.slots.table[k])
+    c_close(r.epoll)
+    c_close(r.lease.event)
+    if r.spare >= 0:
+        c_close(r.spare)
+    batch_unmake(&r.batch)
+    r.epoll = r.lease.event = r.spare = -1
+    unlock_word(&r.descriptors)
+
+
+cdef void reactor_unmake(Reactor* r) noexcept:
+    slots_unmake(&r.slots)
+    pool_unmake(&r.inputs)
+    pool_unmake(&r.outputs)
+    bodies_unmake(&r.bodies)
+    log_unmake(r)
+
+
 cdef void forget_house(House* h) noexcept:
-    cdef Reactor* r
     cdef uint32_t i
     if sub_u32(&h.refs, 1):
         return
@@ -799,12 +813,7 @@ cdef void forget_house(House* h) noexcept:
         close_descriptors(h)
     forks_forget(h)
     for i in range(h.n_reactors):
-        r = &h.reactors[i]
-        slots_unmake(&r.slots)
-        pool_unmake(&r.inputs)
-        pool_unmake(&r.outputs)
-        bodies_unmake(&r.bodies)
-        log_unmake(r)
+        reactor_unmake(&h.reactors[i])
     peers_unmake(&h.peers)
     mem_give(h.trusted.networks)
     mem_give(h.dropped)

@@ -112,7 +112,7 @@ class Server:
         try:
             core = Core(self._handler, self._config)
         except (OSError, MemoryError) as error:
-            raise StartError(f"cannot make {self._config.reactors} reactors: {error}") from error
+            raise StartError(f"cannot make {self._config.reactors} reactors: {str(error) or 'no memory'}") from error
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_socket_files)
             undo.callback(core.abandon)

@@ -39,7 +39,7 @@ IO = {"net", "poll", "conn", "lease", "reactor", "deadline"}
 UNDER_THE_GIL = {
     "drop_references", "phrase_of", "copy_text", "stacks", "stack_of", "fill_limits", "fill_trusted", "ns",
     "reactor_make", "tell", "_gil_enabled", "complain", "fail", "enter_house", "leave_house", "close_descriptors",
-    "forget_house", "peer_of",
+    "reactor_close", "reactor_unmake", "forget_house", "peer_of",
 }
 """Functions of the door outside its classes that need the GIL: start, end, the log."""
 

@@ -4,8 +4,8 @@ Knows: which pools, lists and counters belong together, and how a connection bor
 Never sees: when, and in which order: that is `_core.pyx`. No Python object: the owner of a large
 reply is an opaque pointer that is handed back to the house.
 Invariant: everything in a Reactor belongs to the holder of its lease, but for the inbox in it (any
-thread pushes) and `stats` (one writer, any reader). What several threads of a House touch is atomic or
-stands behind `lock`.
+thread pushes), `stats` (one writer, any reader) and the lock `descriptors`, which a fork takes too. What
+several threads of a House touch is atomic or stands behind `lock`.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -172,7 +172,7 @@ cdef struct Reactor:
     void* log_back              # and those that it has written
     void* log_free              # the holder's
     uint32_t log_made
-    uint32_t descriptors        # a lock, of the table's: the holder's from accept to slot and from close to free slot
+    uint32_t descriptors        # a lock: from accept to slot, from close to free slot, while a process forks
     Stats stats
 
 

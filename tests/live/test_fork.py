@@ -242,6 +242,42 @@ os._exit(7)
     assert process.status() == 7
 
 
+def test_a_child_that_uses_its_ctx_uses_nothing_of_its_own(script: Run) -> None:
+    """The connection had a number, which in the child is soon another's."""
+    process = script(FORKS + """
+
+
+def tell_of(ctx):
+    def tell():
+        pairs = [socket.socketpair() for _ in range(32)]
+        for mine, other in pairs:
+            mine.sendall(b"mine")
+            other.sendall(b"mine")
+        said = []
+        for use in (ctx.body_stream.read, lambda: ctx.early_hints("</a>; rel=preload"), lambda: ctx.local_addr):
+            try:
+                said.append(use())
+            except Exception as error:
+                said.append(type(error).__name__)
+        said.append(all(s.recv(100) == b"mine" for pair in pairs for s in pair))
+        return said
+    return tell
+
+def handler(ctx):
+    report(ctx, tell_of(ctx))
+
+Server(handler, stream_request_body=True).serve("127.0.0.1:0", ready=ready)
+""")
+    [address] = process.addresses()
+    with connect(address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsome")
+        *said, untouched = json.loads(reply(client).partition(b"\r\n\r\n")[2])
+    assert untouched, said
+    assert said == ["RuntimeError", "RuntimeError", "OSError"]
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.status() == 0
+
+
 def test_a_child_has_the_signals_of_before_and_a_server_that_is_closed(script: Run) -> None:
     process = script(FORKS + """
 from fastserve import ServerClosed

@@ -19,6 +19,7 @@ from conftest import PATIENCE, Serve, wait_for
 import fastserve
 from fastserve import RequestCtx, Server, StartError
 
+ROOT = os.path.dirname(os.path.dirname(fastserve.__file__))
 VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("VALUE", default="unset")
 
 
@@ -362,9 +363,8 @@ except StartError as error:
 finally:
     setattr(threading, {what!r}, real)
 """
-    root = os.path.dirname(os.path.dirname(fastserve.__file__))
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=PATIENCE,
-                          env=os.environ | {"PYTHONPATH": root}, cwd=tmp_path)
+                          env=os.environ | {"PYTHONPATH": ROOT}, cwd=tmp_path)
     if done.returncode == 9:
         pytest.skip(f"threading has no {what} in this Python")
     assert (done.returncode, done.stderr) == (0, "")
@@ -378,3 +378,54 @@ def test_a_start_that_failed_can_be_tried_elsewhere(serve: Serve) -> None:
     with pytest.raises(StartError):
         other.start(server.address)
     assert serve(hello).get("/").body == b"hello"
+
+
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="something is loaded into this process")
+def test_a_start_for_which_there_are_no_threads_leaves_its_port(tmp_path: Path) -> None:
+    """However many there are for, and of whichever kind."""
+    text = """
+import os, resource, time
+from fastserve import Server, StartError
+
+MIB = 1 << 20
+before, most = resource.getrlimit(resource.RLIMIT_AS)
+
+class Poor(Server):
+    def _hand_over(self, *listening):
+        super()._hand_over(*listening)
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + room * MIB, most))
+
+def sockets():
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink("/proc/self/fd/" + name))
+        except OSError:
+            pass
+    return [link for link in links if link.startswith(("socket", "anon_inode"))]
+
+for room in range(64):
+    try:
+        Poor(lambda ctx: None, reactors=4, workers=5).start("127.0.0.1:0")
+    except StartError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+        print(error)
+        until = time.monotonic() + 10
+        while sockets():
+            if time.monotonic() > until:
+                raise SystemExit(f"{room}: {sockets()}")
+            time.sleep(0.01)
+    else:
+        break
+print(len(sockets()))
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=PATIENCE,
+                          env=os.environ | {"PYTHONPATH": ROOT}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    *said, left = done.stdout.splitlines()
+    assert any("for a reactor" in line for line in said)
+    assert any("new thread" in line for line in said)
+    assert left != "0"
