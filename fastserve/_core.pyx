@@ -87,7 +87,7 @@ cdef enum:                          # how much at a time
     CALLS = 256                     # handlers under one acquisition of the GIL, at most
     FIRST_BODY = 16384              # bytes set aside for a body that does not fit behind its head
     TURN_SENDS = 1048576            # bytes of large replies in one turn, which the kernel copies while others wait
-    LITTLE = 65536                  # and so much is sent all the same: to come back for it costs more
+    LITTLE = 65536                  # and so much more is sent all the same: to come back for it costs more
     ALL_OF_IT = 0x7fffffffffffffff
     LINGER_BYTES = 16777216         # read and thrown away before a connection is closed all the same
     DRAIN_BYTES = 262144            # of a body that a handler left unread, before its connection is closed
@@ -198,8 +198,10 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
         r.drop_at = r.now + DROP_PATIENCE
     if r.now >= r.date_at:
         date(r)
-    # A MiB more for each 4 ms since the turn before: it may have waited for the GIL.
-    r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before, TURN_LONG) >> 2)
+    # A MiB more for each 4 ms since the turn before: it may have waited for the GIL. Not for what the sends themselves
+    # have lost, or where the kernel is slow to find memory for them each turn would be longer than the one before.
+    r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before - r.lost_sending, TURN_LONG) >> 2)
+    r.lost_sending = 0
     send_waiting(r)
 
     take_home(r)
@@ -980,17 +982,27 @@ cdef void flush(Reactor* r) noexcept nogil:
 
 
 cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
-    cdef bint little = c.large.size - c.large.sent <= LITTLE
+    cdef size_t left = c.large.size - c.large.sent
+    # A rest that is little goes along, or else is sent by itself.
+    cdef bint whole = left <= r.to_send + LITTLE
     cdef int64_t before = c.sent
+    cdef int64_t began, lost
     cdef int verdict
-    if r.to_send == 0 and not little:
+    if left <= LITTLE:
+        verdict = push_out(c, ALL_OF_IT)
+    elif r.to_send == 0:
         wait_for_share(r, c)
         return
-    verdict = push_out(c, ALL_OF_IT if little else r.to_send)
+    else:
+        began = now_ns()
+        verdict = push_out(c, ALL_OF_IT if whole else r.to_send)
+        lost = now_ns() - began - (c.sent - before)
+        if lost > 0:
+            r.lost_sending += lost
     r.to_send -= lesser(r.to_send, <size_t>(c.sent - before))
     if r.house.limits.timed:
         r.flushed_at = now_ns()
-    if verdict == AGAIN and r.to_send == 0 and not little:
+    if verdict == AGAIN and r.to_send == 0 and not whole:
         # Its socket may have room, and then it is not its reader that is slow.
         wait_for_share(r, c)
     else:
