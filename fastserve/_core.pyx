@@ -198,10 +198,10 @@ cdef void turn(Reactor* r, bint may_call) noexcept nogil:
         r.drop_at = r.now + DROP_PATIENCE
     if r.now >= r.date_at:
         date(r)
-    # A MiB more for each 4 ms since the turn before: it may have waited for the GIL. Not for what the sends themselves
-    # have lost, or where the kernel is slow to find memory for them each turn would be longer than the one before.
-    r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before - r.lost_sending, TURN_LONG) >> 2)
-    r.lost_sending = 0
+    # A MiB more for each 4 ms since the turn before: it may have waited for the GIL. Not for sends that were slow
+    # themselves, or where the kernel is slow to find memory for them each turn would be longer than the one before.
+    r.to_send = TURN_SENDS + (<size_t>earlier(r.now - before - r.slow_sends, TURN_LONG) >> 2)
+    r.slow_sends = 0
     send_waiting(r)
 
     take_home(r)
@@ -986,7 +986,7 @@ cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
     # A rest that is little goes along, or else is sent by itself.
     cdef bint whole = left <= r.to_send + LITTLE
     cdef int64_t before = c.sent
-    cdef int64_t began, lost
+    cdef int64_t began, took
     cdef int verdict
     if left <= LITTLE:
         verdict = push_out(c, ALL_OF_IT)
@@ -996,9 +996,9 @@ cdef void send_output(Reactor* r, Conn* c) noexcept nogil:
     else:
         began = now_ns()
         verdict = push_out(c, ALL_OF_IT if whole else r.to_send)
-        lost = now_ns() - began - (c.sent - before)
-        if lost > 0:
-            r.lost_sending += lost
+        took = now_ns() - began
+        if took > c.sent - before:
+            r.slow_sends += took
     r.to_send -= lesser(r.to_send, <size_t>(c.sent - before))
     if r.house.limits.timed:
         r.flushed_at = now_ns()

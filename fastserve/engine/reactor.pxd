@@ -144,7 +144,7 @@ cdef struct Reactor:
     Queue ready
     Conn* dirty                 # connections with output to flush
     size_t to_send              # bytes of large replies that this turn may still send
-    int64_t lost_sending        # by those, beyond a nanosecond a byte
+    int64_t slow_sends          # the time of those that took more than a nanosecond a byte
     Queue unsent                # dirty connections for whose large replies there was none of that left
     int64_t drop_at             # when the keeper is to drop what large replies were sent from, if nobody else has
     Conn* calling               # the one whose handler runs under CALL
