@@ -245,8 +245,6 @@ os._exit(7)
 def test_a_child_that_uses_its_ctx_uses_nothing_of_its_own(script: Run) -> None:
     """The connection had a number, which in the child is soon another's."""
     process = script(FORKS + """
-
-
 def tell_of(ctx):
     def tell():
         pairs = [socket.socketpair() for _ in range(32)]
